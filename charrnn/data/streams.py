@@ -1,0 +1,57 @@
+"""A split as parallel streams, cut into windows for truncated BPTT.
+
+Column b of every batch is one uninterrupted stretch of the text. The window after this one begins with this one's last
+target, so the state at the end of a window is the right state for the next. Axes: T time, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from charrnn.data.batch import IGNORED, Batch
+from charrnn.data.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A split cut into `batch_size` columns of equal length, each read `window` characters at a time."""
+
+    corpus: Corpus
+    split: str
+    batch_size: int
+    window: int
+
+    @property
+    def length(self) -> int:
+        """Targets in a column: every character of the split but the first, less what does not fill a row."""
+        return (len(self.corpus.split(self.split)) - 1) // self.batch_size
+
+    @property
+    def windows(self) -> int:
+        """Batches in one pass."""
+        return -(-self.length // self.window)
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """One pass, from window `first` on. The last window is as short as what is left; no character is passed over."""
+        ids, unknown = self.corpus.split(self.split), self.corpus.vocabulary.unknown
+        starts = [column * self.length for column in range(self.batch_size)]
+        for window in range(first, self.windows):
+            at, steps = window * self.window, min(self.window, self.length - window * self.window)
+            # (B, T + 1): the character after the window is the last one's target
+            rows = np.stack([ids[start + at : start + at + steps + 1] for start in starts])
+            text = torch.from_numpy(rows.astype(np.int64)).t().contiguous()  # (T + 1, B)
+            targets = text[1:]
+            yield Batch(text[:-1], targets.masked_fill(targets == unknown, IGNORED), None, continues=window > 0)
+            if window % 256 == 255:
+                self.corpus.forget_pages()
+
+
+def fit(corpus: Corpus, split: str, batch_size: int, window: int) -> Streams:
+    """Streams of that shape, or of a smaller one where the text is too short to fill it."""
+    targets = max(1, len(corpus.split(split)) - 1)
+    batch_size = max(1, min(batch_size, targets // min(window, 16) or 1))
+    return Streams(corpus, split, batch_size, max(1, min(window, targets // batch_size)))

@@ -1,0 +1,92 @@
+"""Which backend runs a recurrence: preference, refusals with their reason, and the choice, made aloud.
+
+A backend is a module with `refuses(request) -> reason | None` and `run(request, x, state, weights, lengths)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from charrnn.ops.cells import State
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "explicit", "fused")
+
+
+class UnsupportedBackend(ValueError):
+    """A named backend cannot run what was asked of it; the message says why."""
+
+
+class Weights(NamedTuple):
+    """One layer, one direction, in torch.nn's shapes and gate order."""
+
+    weight_ih: Tensor  # (G·H, I)
+    weight_hh: Tensor  # (G·H, H)
+    bias_ih: Tensor | None = None  # (G·H,)
+    bias_hh: Tensor | None = None  # (G·H,)
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a backend may base a refusal, and `auto` its choice, on."""
+
+    cell: str
+    device: str = "cpu"  # cpu | cuda | mps
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None  # the products' dtype where it is lower than the state's
+    ragged: bool = False
+    reverse: bool = False
+
+    def __str__(self) -> str:
+        precision = self.dtype if self.autocast is None else self.autocast
+        return f"{self.cell} on {self.device} in {str(precision).removeprefix('torch.')}" + (" with lengths" if self.ragged else "")
+
+
+class Backend(Protocol):
+    def refuses(self, request: Request) -> str | None: ...
+    def run(self, request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]: ...
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name. Raises UnsupportedBackend for an unknown one."""
+    if name not in BACKENDS:
+        raise UnsupportedBackend(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
+    return cast(Backend, importlib.import_module(f"charrnn.ops.{name}"))
+
+
+def preference(request: Request) -> tuple[str, ...]:
+    """Backends in the order in which `auto` tries them, fastest first, as measured in docs/performance.md."""
+    if request.device != "cpu":
+        return ("fused", "explicit", "reference")
+    # oneDNN has a good bf16 LSTM kernel where the processor multiplies bf16; its fp32 one, and PyTorch's GRU and RNN
+    # loops, hand the BLAS a transposed matrix with few rows, which costs them up to half of the machine.
+    if request.cell == "lstm" and request.autocast == torch.bfloat16 and not request.ragged:
+        return ("fused", "explicit", "reference")
+    return ("explicit", "fused", "reference")
+
+
+def require(name: str, request: Request) -> Backend:
+    """The named backend. Raises UnsupportedBackend with its reason when it cannot run the request."""
+    chosen = backend(name)
+    if reason := chosen.refuses(request):
+        raise UnsupportedBackend(f"backend {name!r} cannot run {request}: {reason}")
+    return chosen
+
+
+@functools.cache
+def choose(request: Request) -> Backend:
+    """The first backend in the order of preference that does not refuse; said once in the log."""
+    for name in preference(request):
+        chosen = backend(name)
+        if chosen.refuses(request) is None:
+            logger.info("backend %s runs %s", name, request)
+            return chosen
+    raise AssertionError("the reference backend refuses nothing")

@@ -1,0 +1,130 @@
+"""Backend `explicit`: back-propagation through time, written out.
+
+With s_t = step(U x_t, W s_{t-1}) and a loss E = Σ_t E_t,
+
+    ∂E/∂W = Σ_t Σ_{k≤t}  ∂E_t/∂s_t · (∏_{j=k+1..t} ∂s_j/∂s_{j-1}) · ∂s_k/∂W .
+
+Nobody multiplies that product out. The loop below walks t = T..1 and carries its running value, d_state = ∂(Σ_{u≥t} E_u)/∂s_t:
+each step adds what the output at t contributes and multiplies once by ∂s_t/∂s_{t-1}. What remains of ∂E/∂W is
+Σ_k d_preactivation_k · s_{k-1}ᵀ: one matrix product over all T·B rows after the loop instead of T small ones inside it.
+
+Axes: T time, B batch, H hidden_size, G gates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from charrnn.ops.backends import Request, Weights
+from charrnn.ops.cells import CELLS, Cell, Kept, State
+
+
+def refuses(request: Request) -> str | None:
+    return None
+
+
+def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
+    cell = CELLS[request.cell]
+    bias_ih = weights.bias_ih
+    if cell.additive and bias_ih is not None and weights.bias_hh is not None:
+        bias_ih = bias_ih + weights.bias_hh
+    # The products with U wait for nothing: one of them serves all steps, and autograd differentiates it as one.
+    from_x = F.linear(x, weights.weight_ih, bias_ih).to(state[0].dtype)  # (T, B, G·H)
+    product_dtype = x.dtype if request.autocast is None else request.autocast
+    outputs, *after = _Recurrence.apply(cell, request.reverse, product_dtype, lengths, from_x, weights.weight_hh, weights.bias_hh, *state)
+    return outputs, tuple(after)
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        reverse: bool,
+        product_dtype: torch.dtype,
+        lengths: Tensor | None,
+        from_x: Tensor,
+        weight_hh: Tensor,
+        bias_hh: Tensor | None,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        with torch.autocast(from_x.device.type, enabled=False):
+            times = range(from_x.size(0))
+            order = list(reversed(times)) if reverse else list(times)
+            # (H, G·H), rows contiguous: a product with few rows runs several times faster on this layout than on Wᵀ as a view.
+            weight = weight_hh.to(product_dtype).t().contiguous()
+            bias = None if cell.additive or bias_hh is None else bias_hh
+            outputs = from_x.new_empty(from_x.shape[:2] + weight_hh.shape[1:])  # (T, B, H)
+            kept: list[Kept] = [()] * len(times)
+            before: list[State] = [()] * len(times)
+            xs, ys = from_x.unbind(0), outputs.unbind(0)
+            for t in order:
+                before[t] = state
+                if cell.additive:
+                    a = torch.addmm(xs[t], state[0], weight) if product_dtype == from_x.dtype else xs[t] + state[0].to(product_dtype) @ weight
+                    state, kept[t] = cell.step(a, None, state)
+                else:
+                    from_h = state[0].to(product_dtype) @ weight
+                    state, kept[t] = cell.step(xs[t], from_h.to(from_x.dtype) if bias is None else from_h + bias, state)
+                if lengths is None:
+                    ys[t].copy_(state[0])
+                else:
+                    runs = (t < lengths).unsqueeze(-1)  # (B, 1)
+                    torch.where(runs, state[0], ys[t].new_zeros(()), out=ys[t])
+                    state = tuple(torch.where(runs, new, old) for new, old in zip(state, before[t]))
+        ctx.cell, ctx.order, ctx.product_dtype, ctx.sizes = cell, order, product_dtype, [(len(k), len(s)) for k, s in zip(kept, before)]
+        ctx.save_for_backward(lengths, weight_hh, bias, *(tensor for t in times for tensor in kept[t] + before[t]))
+        return outputs, *(s.clone() if s is before[order[0]][i] else s for i, s in enumerate(state))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_outputs: Tensor, *d_final: Tensor) -> tuple[Tensor | None, ...]:
+        lengths, weight_hh, bias, *saved = ctx.saved_tensors
+        cell: Cell = ctx.cell
+        kept: list[Kept] = []
+        before: list[State] = []
+        for kept_count, state_count in ctx.sizes:
+            kept.append(tuple(saved[:kept_count]))
+            before.append(tuple(saved[kept_count : kept_count + state_count]))
+            del saved[: kept_count + state_count]
+
+        weight = weight_hh.to(ctx.product_dtype)
+        d_from_x = d_outputs.new_empty(d_outputs.shape[:2] + weight_hh.shape[:1])  # (T, B, G·H)
+        d_from_h = d_from_x if cell.additive else torch.empty_like(d_from_x)
+        d_xs, d_hs, d_ys = d_from_x.unbind(0), d_from_h.unbind(0), d_outputs.unbind(0)
+        d_state: State = d_final
+        for t in reversed(ctx.order):
+            d_y = d_ys[t]
+            d_after = d_state
+            if lengths is not None:
+                runs = (t < lengths).unsqueeze(-1)  # (B, 1)
+                d_y = torch.where(runs, d_y, 0)
+                d_after = tuple(torch.where(runs, d, 0) for d in d_state)
+            d_after = (d_after[0] + d_y, *d_after[1:])
+            from_x_blocks, from_h_blocks, d_direct = cell.derivative(kept[t], before[t], d_after)
+            torch.cat(from_x_blocks, -1, out=d_xs[t])
+            if not cell.additive:
+                torch.cat(from_h_blocks, -1, out=d_hs[t])
+            through_weight = d_hs[t].to(ctx.product_dtype) @ weight  # (B, H)
+            held = d_state
+            d_state = _join(cell, through_weight.to(d_y.dtype), d_direct)
+            if lengths is not None:
+                d_state = tuple(torch.where(runs, new, old) for new, old in zip(d_state, held))
+
+        h_before = torch.stack([s[0] for s in before]).flatten(0, 1)  # (T·B, H)
+        rows = d_from_h.flatten(0, 1)  # (T·B, G·H)
+        d_weight = (h_before.to(ctx.product_dtype).t() @ rows.to(ctx.product_dtype)).t().to(weight_hh.dtype)
+        d_bias = None if bias is None else rows.sum(0)
+        return None, None, None, None, d_from_x, d_weight, d_bias, *d_state
+
+
+def _join(cell: Cell, through_weight: Tensor, direct: State) -> State:
+    """The gradient of the state before a step: h through W, plus whatever the cell passes on directly."""
+    if cell.state_names == ("h", "c"):
+        return through_weight, direct[0]
+    return (through_weight + direct[0] if direct else through_weight,)

