@@ -6,16 +6,39 @@ Defaults < YAML < `--set a.b=c`. Nothing below this module sees a dictionary of 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from charrnn.errors import ConfigError, did_you_mean
 
+
+def _text(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"{_short(value)} is not valid; expected text that is not empty")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Limit = Annotated[float, Field(gt=0, le=1e9)]
+Width = Annotated[int, Field(gt=0, le=1 << 20)]  # more is a slip of the keyboard, and would overflow torch's sizes
 DropoutPlace = Literal["input", "between_layers", "output"]
 
 # What other char-RNN programs call the same thing: old habits work.
@@ -27,12 +50,29 @@ ALIASES = {
     "seq_length": "train.tbptt_window",
     "num_steps": "train.tbptt_window",
     "num_seqs": "train.batch_size",
-    "keep_prob": "",
 }
+UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        """A section whose keys are all commented out is null in YAML."""
+        return {} if value is None else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is not valid; expected a number")
+        return value
+
+
+def _is_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_is_number, get_args(annotation)))
 
 
 class VocabularyConfig(Section):
@@ -42,22 +82,27 @@ class VocabularyConfig(Section):
 
 class DataConfig(Section):
     source: Literal["files", "python-stdlib"] = "files"  # python-stdlib: the running Python's own library, on every machine
-    path: str | list[str] | None = None  # file, list, glob, directory, any of them .gz; relative to where the command runs
-    encoding: str = "utf-8"
+    path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz; relative to where the command runs
+    encoding: Text = "utf-8"
     documents: Literal["none", "lines", "blank_lines", "files"] = "none"  # none: one stream of text
     val_fraction: Fraction = 0.1  # the end of a stream; documents by seed
     test_fraction: Fraction = 0.0
     vocabulary: VocabularyConfig = VocabularyConfig()
-    cache: str = "~/.cache/charrnn"  # encoded text, by content hash
+    cache: Text = "~/.cache/charrnn"  # encoded text, by content hash
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.source == "files" and not self.path:
-            raise ValueError("path is missing; name the text to learn from (a file, a list, a glob or a directory), or set source: python-stdlib")
+            raise ValueError(
+                "path is missing; name the text to learn from (a file, a list, a glob or a directory), or set source: python-stdlib"
+            )
         if self.source != "files" and self.path:
             raise ValueError(f"path {self.path!r} is given together with source: {self.source}; leave one of them out")
         if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave nothing to train on; together they must stay below 1")
+            raise ValueError(
+                f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave nothing to train on; "
+                "together they must stay below 1"
+            )
         return self
 
 
@@ -75,9 +120,9 @@ class DropoutConfig(Section):
 
 class ModelConfig(Section):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"] = "lstm"
-    embedding_size: PositiveInt = 64
-    hidden_size: PositiveInt = 256  # units per layer
-    num_layers: PositiveInt = 1
+    embedding_size: Width = 64
+    hidden_size: Width = 256  # units per layer
+    num_layers: Annotated[int, Field(gt=0, le=1000)] = 1
     bidirectional: bool = False
     tied_embeddings: bool = False  # head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
@@ -98,8 +143,8 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 32  # parallel streams
     tbptt_window: PositiveInt = 128  # steps through which gradients flow
     max_steps: PositiveInt | None = None  # the run ends at the first of the three limits
-    max_epochs: PositiveFloat | None = None
-    max_minutes: PositiveFloat | None = None
+    max_epochs: Limit | None = None
+    max_minutes: Limit | None = None
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 3e-3
     momentum: Fraction = 0.9  # sgd's, and beta1 of adam and adamw
@@ -129,9 +174,9 @@ class TrainConfig(Section):
 
 class Config(Section):
     task: Literal["lm"] = "lm"
-    run: str = "runs/default"  # the run directory
-    seed: NonNegativeInt = 1
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    run: Text = "runs/default"  # the run directory
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = "auto"
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig
@@ -150,34 +195,75 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is the number everyone means, and a key given twice is a mistake."""
+    """YAML with the numbers everyone means: `1e-3` is one, `1:30` is not 90. A key given twice is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, str) and key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice in one section; keep one of them")
-            seen.add(key if isinstance(key, str) else repr(key))
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
+                raise _mistake(f"key {_short(key_node.value)} stands twice in one section; keep one of them", key_node)
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # What PyYAML's constructors let out at `2024-13-45`, `!!int ""` or a number of 5000 digits.
+            kind = node.tag.rpartition(":")[2]
+            raise _mistake(f"{_short(node.value)} is no {kind}; quote it if it is text", node) from None
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.lower().lstrip("+-").startswith(("0x", "0o", "0b")) else 10)
+
+
+def _mistake(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+# YAML 1.2's numbers instead of 1.1's, which has 1:30 for 90 and 017 for 15, and 1e-3 for text.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    re.compile(r"^(?:[-+]?(?:[0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
     list("-+0123456789."),
 )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    """Plain values. Raises ConfigError, one line, naming line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise ConfigError(f"{where}{error.problem}") from None
+        context = f"{error.context}, " if error.context else ""
+        remedy = "indent with spaces" if "'\\t'" in str(error.problem) else "check indentation and quotes there"
+        raise ConfigError(f"{where}not valid YAML: {context}{error.problem}; {remedy}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}; expected plain text") from None
+    except RecursionError:
+        raise ConfigError("not valid YAML: nested too deeply; expected sections with keys") from None
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `a.b=c` overrides. Raises ConfigError, one line, naming file and key."""
     path = Path(path)
     try:
-        raw = path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; `ls configs` shows those that ship{_near(path)}") from None
     except IsADirectoryError:
@@ -188,15 +274,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         settings = parse_yaml(raw)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"{path}: {where}not valid YAML: {problem}; check indentation and quotes there") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}; check the values there") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
@@ -204,17 +283,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return build_config(settings, str(path), overrides)
 
 
-def build_config(settings: dict[str, Any], place: str, overrides: Sequence[str] = ()) -> Config:
-    """Validate settings. `place` is what an error message blames. Raises ConfigError."""
-    settings = _move_aliases(settings, place)
+def build_config(settings: Mapping[str, Any], place: str, overrides: Sequence[str] = ()) -> Config:
+    """Validate settings, which stay as they are. `place` is what an error message blames. Raises ConfigError."""
+    merged = _move_aliases(settings, place)
+    given = {}  # key: the --set that it comes from, and that is to blame
     for override in overrides:
-        _apply(settings, override)
+        given[_apply(merged, override)] = f"--set {override!r}"
     for section in ("data", "train"):
-        settings.setdefault(section, {})
+        merged.setdefault(section, {})
     try:
-        return Config.model_validate(settings)
+        return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, place, settings)) from None
+        raise ConfigError(_explain(error, place, given)) from None
 
 
 def _near(path: Path) -> str:
@@ -225,84 +305,128 @@ def _near(path: Path) -> str:
     return did_you_mean(path.name, names)
 
 
-def _move_aliases(settings: dict[str, Any], place: str) -> dict[str, Any]:
+def _move_aliases(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     moved: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in settings.items()}
     for section, values in [("", moved), *((k, v) for k, v in moved.items() if isinstance(v, dict))]:
-        for old in [key for key in values if isinstance(key, str) and key in ALIASES]:
-            if not (new := ALIASES[old]):
-                raise ConfigError(f"{place}: {old!r} is not used here; set model.dropout.output to 1 - {old}")
-            target_section, target = new.split(".")
-            into = moved.setdefault(target_section, {})
+        for old in [key for key in values if isinstance(key, str)]:
+            if old in UNLIKE:
+                raise ConfigError(f"{place}: {old!r} is not used here; {UNLIKE[old]}")
+            if old not in ALIASES:
+                continue
+            target_section, target = ALIASES[old].split(".")
+            into = moved[target_section] = {} if moved.get(target_section) is None else moved[target_section]
             if not isinstance(into, dict):
-                raise ConfigError(f"{place}: {target_section}: holds {into!r}; expected a section with keys")
+                raise ConfigError(f"{place}: {target_section}: {_short(into)} is not valid; expected a section with keys")
             if target in into:
-                raise ConfigError(f"{place}: {section or 'top level'}: {old!r} is another name of {new}, which is given too; keep one")
+                raise ConfigError(
+                    f"{place}: {section or 'top level'}: {old!r} is another name of {ALIASES[old]}, which is given too; keep one"
+                )
             into[target] = values.pop(old)
     return moved
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    key = ALIASES.get(key.strip().replace("-", "_"), key.strip()) or key.strip()
-    if not equals or not key:
+def _apply(settings: dict[str, Any], override: str) -> str:
+    """Put an override into settings; its key."""
+    name, equals, value = override.partition("=")
+    parts = name.strip().replace("-", "_").split(".")
+    if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected KEY=VALUE, for example --set train.max_minutes=3")
+    if parts[-1] in UNLIKE:
+        raise ConfigError(f"--set {override!r}: {parts[-1]!r} is not used here; {UNLIKE[parts[-1]]}")
+    key = ALIASES.get(parts[-1], ".".join(parts))
     *sections, leaf = key.split(".")
     here: Any = settings
-    for name in sections:
-        here = here.setdefault(name, {})
-        if not isinstance(here, dict):
-            raise ConfigError(f"--set {override!r}: {name!r} is a value, not a section")
+    for section in sections:
+        inner = here.get(section)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is {_short(inner)}, not a section with keys")
+        here[section] = here = dict(inner or {})
     try:
         here[leaf] = parse_yaml(value)
-    except (yaml.YAMLError, ConfigError, ValueError):
-        raise ConfigError(f"--set {override!r}: {value!r} is not a value; quote it if it is text") from None
+    except ConfigError:
+        if not value.startswith("*"):  # which is a reference in YAML, and here a glob
+            raise ConfigError(f"--set {override!r}: {value!r} is not a value; quote it if it is text") from None
+        here[leaf] = value
+    return key
 
 
-def _explain(error: ValidationError, place: str, settings: dict[str, Any]) -> str:
+def _explain(error: ValidationError, place: str, given: Mapping[str, str]) -> str:
     """The first complaint, as one line; the number of the others."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = errors[0]
-    location = [str(part) for part in first["loc"]]
-    section, key = ".".join(location[:-1]), location[-1] if location else ""
-    where = f"{place}: " + (f"{section}: " if section else "")
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        message = f"{where}unknown key {key!r}{did_you_mean(key, known) or '; known are ' + ', '.join(known)}"
-        elsewhere = [name for name, sub in _sections() if key in sub and name != section]
-        if elsewhere and "did you mean" not in message:
-            message = f"{where}unknown key {key!r}; it belongs in section {elsewhere[0]!r}"
-    elif first["type"] == "value_error":
-        message = f"{place}: {'.'.join(location) + ': ' if location else ''}{first['ctx']['error']}"
-    else:
-        # A union lists the branch it tried last; the key is what the user wrote.
-        keys = [part for part in location if part in _all_keys()]
-        message = f"{place}: {'.'.join(keys)}: {first['input']!r} is not valid; {_expectation(first)}"
-    others = len(errors) - 1
-    return message + (f" (and {others} more)" if others else "")
+    complaints: dict[tuple[str, ...], dict[str, Any]] = {}  # by key: a union complains once for each of its members
+    for complaint in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
+        complaints.setdefault(_key(complaint["loc"]), dict(complaint))
+    key, first = next(iter(complaints.items()))
+    name, section = ".".join(key), ".".join(key[:-1])
+    blamed = next((source for setting, source in given.items() if f"{name}.".startswith(f"{setting}.")), place)
+    others = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        where = f"{blamed}: {section + ': ' if section else ''}"
+        if first["type"] == "invalid_key":
+            return f"{where}key {_short(first['input'])} is not text; quote it, or take it out{others}"
+        return f"{where}unknown key {_short(key[-1])}{_remedy(section, key[-1])}{others}"
+    where = f"{blamed}: {name + ': ' if name else ''}"
+    if first["type"] == "value_error":
+        return f"{where}{first['ctx']['error']}{others}"
+    return f"{where}{_short(first['input'])} is not valid; {_expectation(name, first)}{others}"
 
 
-def _expectation(error: Any) -> str:
-    message = str(error["msg"])
-    return "expected " + message.removeprefix("Input should be ").replace("a valid ", "a ") if message.startswith("Input should be ") else message
-
-
-def _model_of(annotation: Any) -> type[Section] | None:
-    candidates = get_args(annotation) if get_origin(annotation) is Union else (annotation,)
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-
-
-def _fields_at(location: Sequence[str]) -> list[str]:
+def _key(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where in the configuration a complaint belongs, without the indices and union members that pydantic puts behind a key."""
     model: type[Section] | None = Config
-    for name in location:
-        field = model.model_fields.get(name) if model else None
-        model = _model_of(field.annotation) if field else None
-    return list(model.model_fields) if model else []
+    key: list[str] = []
+    for part in location:
+        if model is None:
+            break
+        key.append(str(part))
+        model = _section(model, str(part))
+    return tuple(key)
 
 
-def _sections() -> list[tuple[str, list[str]]]:
-    return [(name, _fields_at([name])) for name in ("data", "model", "train")]
+def _remedy(section: str, key: str) -> str:
+    known = dict(_sections())
+    belongs = [name for name, keys in known.items() if key in keys]
+    if belongs:
+        return f"; it belongs in section {belongs[0]!r}" if belongs[0] else "; it belongs at the top level"
+    return did_you_mean(key, known[section]) or f"; known are {', '.join(known[section])}"
 
 
-def _all_keys() -> set[str]:
-    nested = {key for parent in (["data", "vocabulary"], ["model", "dropout"]) for key in _fields_at(parent)}
-    return set(Config.model_fields) | {key for _, keys in _sections() for key in keys} | nested
+def _expectation(key: str, complaint: Mapping[str, Any]) -> str:
+    if complaint["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"expected a section with keys such as {', '.join(list(dict(_sections())[key])[:3])}"
+    if key == "model.dropout.locked":
+        return f"expected true, false or a list of {', '.join(get_args(DropoutPlace))}"
+    if key == "device":
+        return "expected auto, cpu, mps, cuda or cuda:N"
+    if complaint["type"] == "string_type":
+        return "expected text; in quotes if it looks like something else"
+    # "Input should be a valid integer, unable to parse string as an integer"
+    message = str(complaint["msg"]).removeprefix("Input should be ").partition(", unable")[0].replace("a valid ", "a ")
+    message = message.replace("a integer", "an integer")
+    if complaint["type"].startswith(("greater_than", "less_than")):
+        message = f"a number {message}"
+    hint = ""
+    if complaint["type"] == "literal_error":
+        hint = did_you_mean(str(complaint["input"]), re.findall("'(.*?)'", str(complaint["ctx"]["expected"])))
+    return f"expected {message[:1].lower()}{message[1:]}{hint}"
+
+
+def _section(model: type[Section], key: str) -> type[Section] | None:
+    annotation = model.model_fields[key].annotation if key in model.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _sections(name: str = "", model: type[Section] = Config) -> Iterator[tuple[str, list[str]]]:
+    """Every section with its keys; the top level is ""."""
+    yield name, list(model.model_fields)
+    for key in model.model_fields:
+        if inner := _section(model, key):
+            yield from _sections(f"{name}.{key}".lstrip("."), inner)
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+
+_short = _Brief().repr  # of a value in a message: one line, and not a million characters of it

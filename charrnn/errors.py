@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake of the user's: the message names the place, the fact, the expectation and the remedy, on one line."""
 
+    def __init__(self, message: str) -> None:
+        # File names, and what other libraries say, may hold line ends.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class ConfigError(UserError):
     """A configuration that cannot mean anything."""
@@ -23,6 +27,7 @@ class CheckpointError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" for the closest known word, or nothing."""
-    hint = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {hint[0]!r}?" if hint else ""
+    """The end of a message, `; did you mean 'x'?`, for the closest known word whatever its case; or nothing."""
+    by_case = {name.casefold(): name for name in known}
+    hint = difflib.get_close_matches(word.casefold(), by_case, n=1)
+    return f"; did you mean {by_case[hint[0]]!r}?" if hint else ""

@@ -1,4 +1,4 @@
-"""Files to documents to splits: text is read once, in pieces, and becomes one memory-mapped array of small integers.
+"""Files to documents to splits: text is read in pieces, and becomes one memory-mapped array of small integers.
 
 The array lies in a cache under the hash of all that decides its content, so a second run starts at once and fifty runs
 share one copy. Memory does not grow with the file: text passes through in pieces of a megabyte.
@@ -7,23 +7,25 @@ share one copy. Memory does not grow with the file: text passes through in piece
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import gzip
 import hashlib
 import io
 import json
 import logging
+import math
 import mmap
 import os
-import re
-import shutil
 import sysconfig
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +38,16 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes read at a time
-FORMAT = 1  # of the cache; a change makes old entries strangers
+FORMAT = 2  # of the cache; a change makes old entries strangers
+
+SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
+ENCODINGS = "utf-8, utf-16, gb18030, big5, shift_jis or cp1252"
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Ids = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Encoded text. `ids` is read-only and memory-mapped; a split is a range of it."""
 
@@ -51,7 +56,7 @@ class Corpus:
     ranges: dict[str, tuple[int, int]]
     documents: int  # 0 for a stream
     unknown: int  # characters outside the vocabulary
-    files: int
+    files: int  # that were text
     mapped: mmap.mmap
 
     def split(self, name: str) -> Ids:
@@ -60,8 +65,7 @@ class Corpus:
 
     def forget_pages(self) -> None:
         """Let the system take back the pages that were read: they come again from the file when they are needed."""
-        if hasattr(self.mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED)
+        _forget(self.mapped)
 
 
 def find_files(config: DataConfig) -> list[Path]:
@@ -69,20 +73,25 @@ def find_files(config: DataConfig) -> list[Path]:
     if config.source == "python-stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-        return [p for p in sorted(root.rglob("*.py")) if p.is_file() and not skipped & set(p.relative_to(root).parts)]
+        sources = [p for p in sorted(root.rglob("*.py")) if p.is_file() and not skipped & set(p.relative_to(root).parts)]
+        if not sources:
+            raise DataError(f"data.source python-stdlib: {root} holds no Python files; name a text in data.path instead")
+        return sources
     paths = [config.path] if isinstance(config.path, str) else list(config.path or [])
     found: list[Path] = []
     for name in paths:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        path = _expand(name, "data.path")
+        if os.path.isdir(path):
+            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)]
             if not inside:
                 raise DataError(f"data.path {name!r}: the directory holds no files; expected text files in it")
             found += inside
-        elif path.exists():
+        elif os.path.isfile(path):
             found.append(path)
+        elif os.path.exists(path):
+            raise DataError(f"data.path {name!r}: not an ordinary file, and text is read more than once; save it as a file first")
         elif glob.has_magic(name):
-            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(p)]
             if not matches:
                 raise DataError(f"data.path {name!r}: no file matches; the pattern is relative to {Path.cwd()}")
             found += matches
@@ -91,32 +100,40 @@ def find_files(config: DataConfig) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_text(path: Path, encoding: str = "utf-8", on_bytes: Callable[[bytes], None] | None = None) -> Iterator[str]:
-    """The text of a file in pieces: BOM dropped, line ends made `\\n`, `.gz` unpacked.
+def _expand(name: str, key: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"{key} {name!r}: there is no such home directory; write the path without ~") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8", on_bytes: Callable[[int], None] | None = None) -> Iterator[str]:
+    """The text of a file in pieces: BOM dropped, line ends made `\\n`, `.gz` unpacked. `on_bytes` hears how many were read.
 
     Raises DataError naming file and byte offset where the bytes are not text in that encoding.
     """
-    try:
-        codec = codecs.lookup("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
-    except LookupError:
-        raise DataError(f"data.encoding {encoding!r}: Python knows no such encoding; try utf-8, utf-16, gb18030, big5, shift_jis or cp1252") from None
-    if not getattr(codec, "_is_text_encoding", True):
-        raise DataError(f"data.encoding {encoding!r}: not a text encoding; try utf-8, utf-16, gb18030, big5, shift_jis or cp1252")
-    decoder = codec.incrementaldecoder()
+    decoder = _codec(encoding).incrementaldecoder()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset = 0
+    offset = position = 0  # in the text's bytes, in the file's
+    begun = False
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with open(path, "rb") as raw:
+            file = _unpacked(path, raw)
             while True:
                 piece = file.read(PIECE)
-                if on_bytes:
-                    on_bytes(piece)
                 pending = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(piece, final=not piece)
                 except UnicodeDecodeError as error:
                     raise DataError(_undecodable(path, encoding, offset - pending + error.start)) from None
+                except UnicodeError as error:  # utf-16 without its byte order mark says no more than that
+                    raise DataError(f"{path}: not {encoding} ({error}); set data.encoding: utf-16-le, or what it is in") from None
                 offset += len(piece)
+                if text and not begun:
+                    begun, text = True, text.removeprefix("\ufeff")
+                if on_bytes:
+                    on_bytes(raw.tell() - position)
+                    position = raw.tell()
                 yield newlines.decode(text, final=not piece)
                 if not piece:
                     return
@@ -126,208 +143,393 @@ def read_text(path: Path, encoding: str = "utf-8", on_bytes: Callable[[bytes], N
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def _codec(encoding: str) -> codecs.CodecInfo:
+    try:
+        codec = codecs.lookup(encoding)
+    except (LookupError, ValueError):
+        raise DataError(f"data.encoding {encoding!r}: Python knows no such encoding; try {ENCODINGS}") from None
+    if not getattr(codec, "_is_text_encoding", True):
+        raise DataError(f"data.encoding {encoding!r}: not a text encoding; try {ENCODINGS}")
+    # utf-8-sig would hide where in the bytes an error is.
+    return codecs.lookup("utf-8") if codec.name == "utf-8-sig" else codec
+
+
+def _unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+    return gzip.GzipFile(fileobj=raw) if _is_packed(path) else raw  # type: ignore[return-value]
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _undecodable(path: Path, encoding: str, offset: int) -> str:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        sample = file.read(1 << 16)
-    candidates = ["utf-16"] if sample[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8", "gb18030", "big5", "shift_jis", "cp1252"]
-    fitting = []
-    for candidate in candidates:
-        try:
-            codecs.getincrementaldecoder(candidate)().decode(sample)
-        except UnicodeDecodeError:
-            continue
-        if candidate != encoding.lower():
-            fitting.append(candidate)
+    with open(path, "rb") as raw:
+        start = _unpacked(path, raw).read(1 << 12)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        candidates = ["utf-16"]
+    elif b"\0" in start:  # ASCII in utf-16 has its zeros in every other place
+        candidates = ["utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"]
+    else:
+        candidates = ["utf-8", "gb18030", "big5", "shift_jis", "cp1252"]
+    own = codecs.lookup(encoding).name
+    fitting = [name for name in candidates if codecs.lookup(name).name != own and _fits(path, name, offset + (1 << 16))]
     hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else "is it text at all?"
-    return f"{path}: not {encoding} at byte {offset}; {hint}"
+    return f"{path}: not {encoding} at byte {offset}{' of what is packed in it' if _is_packed(path) else ''}; {hint}"
+
+
+def _fits(path: Path, encoding: str, size: int) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with open(path, "rb") as raw:
+        file = _unpacked(path, raw)
+        while size > 0 and (piece := file.read(min(size, PIECE))):
+            size -= len(piece)
+            try:
+                decoder.decode(piece)
+            except UnicodeError:
+                return False
+    return True
+
+
+def split_documents(texts: Iterable[str], documents: str) -> Iterator[tuple[str, list[int]]]:
+    """One file's text as its documents: pieces of text, each with the places in it behind which a document closes.
+
+    `lines`: each line is one, without its end. `blank_lines`: each run of lines between blank ones. `files`: the whole text, as it
+    stands. `none`: there are none, and none closes. What is blank (nothing but white space) is never a document.
+    """
+    if documents == "none":
+        return ((text, []) for text in texts)
+    return {"files": _whole, "lines": _lines, "blank_lines": _paragraphs}[documents](texts)
+
+
+def _whole(texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    blank, opened = "", False
+    for text in texts:
+        if not opened:
+            text = blank + text
+            if _is_blank(text):
+                blank = text
+                continue
+            opened = True
+        yield text, []
+    if opened:
+        yield "", [0]
+
+
+def _lines(texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    blank = ""  # the beginning of a line that has been blank so far
+    opened = False  # a line that is not blank has been passed on in part
+    for text in texts:
+        *ended, rest = (blank + text).split("\n")
+        first = ended[:1] if opened else []  # goes on with that line, and so may be blank
+        parts = first + [line for line in ended[len(first) :] if not _is_blank(line)]
+        opened = (opened and not ended) or not _is_blank(rest)
+        blank = "" if opened else rest
+        yield "".join(parts) + ("" if blank else rest), list(accumulate(map(len, parts)))
+    if opened:
+        yield "", [0]
+
+
+def _paragraphs(texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    blank = ""  # the beginning of a line that has been blank so far
+    begun = False  # a line that is not blank has been passed on in part
+    opened = False  # and so has a document
+    for text in texts:
+        *ended, rest = (blank + text).split("\n")
+        parts: list[str] = []
+        closes: list[int] = []
+        size = 0
+        for line in ended:
+            if begun or not _is_blank(line):
+                if opened and not begun:
+                    parts.append("\n")
+                    size += 1
+                parts.append(line)
+                size += len(line)
+                opened, begun = True, False
+            elif opened:
+                closes.append(size)
+                opened = False
+        if begun or not _is_blank(rest):
+            if opened and not begun:
+                parts.append("\n")
+            parts.append(rest)
+            opened, begun, blank = True, True, ""
+        else:
+            blank = rest
+        yield "".join(parts), closes
+    if opened:
+        yield "", [0]
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None) -> Corpus:
     """Encode the text, or find it encoded. Raises DataError naming file and remedy where the text cannot be used."""
     files = find_files(config)
-    total = sum(path.stat().st_size for path in files) or 1
+    _codec(config.encoding)
+    cache = _expand(config.cache, "data.cache")
+    stamps = _stamps(files)
+    entry = cache / _digest(files, config, seed)
+    corpus = _open(entry)
+    if corpus is None:
+        _build(files, config, seed, entry, _halves(sum(size for size, _ in stamps) or 1, progress))
+        for path, before, after in zip(files, stamps, _stamps(files)):
+            if before != after:
+                raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
+        corpus = _open(entry)
+    if corpus is None:
+        raise DataError(f"data.cache {cache}: what was written to it cannot be read back; name another directory in data.cache")
+    return corpus
+
+
+def _stamps(files: list[Path]) -> list[tuple[int, int]]:
+    stamps = []
+    for path in files:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        stamps.append((stat.st_size, stat.st_mtime_ns))
+    return stamps
+
+
+def _halves(total: int, progress: Progress | None) -> Callable[[int], None]:
+    """Text is read twice, and each time is half of the work."""
     done = 0
 
     def report(size: int) -> None:
         nonlocal done
-        done = min(done + size, total)
+        done += size
         if progress:
-            progress(done, total)
+            progress(min(done // 2, total), total)
 
-    digest = hashlib.blake2b(digest_size=16)
+    return report
+
+
+def _digest(files: list[Path], config: DataConfig, seed: int) -> str:
+    """A name for what encoding these files gives: of all that decides it, and of nothing else."""
+    settings = config.model_dump(mode="json", exclude={"path", "cache"})
+    settings |= {"seed": seed if config.documents != "none" else None, "format": FORMAT}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for path in files:
-        digest.update(b"\0file\0")
+        content = hashlib.blake2b(b"gz" if _is_packed(path) else b"")
         try:
             with open(path, "rb") as file:
                 while piece := file.read(PIECE):
-                    digest.update(piece)
+                    content.update(piece)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    settings = config.model_dump(mode="json", exclude={"path", "cache"}) | {"seed": seed if config.documents != "none" else None, "format": FORMAT}
-    # `.gz` is decided by name, so the names' endings belong to the content.
-    settings["suffixes"] = [path.suffix == ".gz" for path in files]
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-
-    root = Path(config.cache).expanduser()
-    entry = root / digest.hexdigest()
-    if not (entry / "meta.json").exists():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(dir=root, prefix=".building-"))
-        except OSError as error:
-            raise DataError(f"data.cache {root}: cannot be written: {error.strerror}; name another directory in data.cache") from None
-        try:
-            _encode(files, config, seed, building, report)
-            try:
-                os.replace(building, entry)
-            except OSError:  # another job was faster; what it wrote is the same
-                if not (entry / "meta.json").exists():
-                    raise
-        except OSError as error:
-            raise DataError(f"data.cache {root}: cannot be written: {error.strerror or error}; free some space or name another directory in data.cache") from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return _open(entry, len(files))
+        digest.update(content.digest())
+    return digest.hexdigest()
 
 
-def _open(entry: Path, files: int) -> Corpus:
-    meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-    with open(entry / "ids.bin", "rb") as file:
+def _open(entry: Path) -> Corpus | None:
+    """What lies in the cache there; None where that is nothing, or not whole."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        mapped = _map(entry / "ids.bin")
+        ids = np.frombuffer(mapped, dtype=meta["dtype"])
+        if meta["dtype"] not in ("uint8", "uint16", "uint32") or len(ids) != meta["length"]:
+            return None
+        corpus = Corpus(
+            vocabulary=Vocabulary.from_json(meta["vocabulary"]),
+            ids=ids,
+            ranges={name: (int(start), int(stop)) for name, (start, stop) in meta["ranges"].items()},
+            documents=int(meta["documents"]),
+            unknown=int(meta["unknown"]),
+            files=int(meta["files"]),
+            mapped=mapped,
+        )
+    except (OSError, LookupError, TypeError, AttributeError, ValueError):
+        return None
+    return corpus
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)  # columns lie far apart: what is read around them would only fill memory
-    ranges = {name: (int(start), int(stop)) for name, (start, stop) in meta["ranges"].items()}
-    return Corpus(
-        vocabulary=Vocabulary.from_json(meta["vocabulary"]),
-        ids=np.frombuffer(mapped, dtype=meta["dtype"]),
-        ranges=ranges,
-        documents=int(meta["documents"]),
-        unknown=int(meta["unknown"]),
-        files=files,
-        mapped=mapped,
-    )
+    return mapped
 
 
-def _pieces(files: list[Path], config: DataConfig) -> Iterator[tuple[Path, str]]:
+def _forget(mapped: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report: Callable[[int], None]) -> None:
+    cache = entry.parent
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".building-", ignore_cleanup_errors=True) as workshop:
+            made = Path(workshop, "made")
+            made.mkdir()
+            _encode(files, config, seed, made, report)
+            if _open(entry) is None:  # it may be there, and damaged
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(entry, Path(workshop, "damaged"))
+            try:
+                os.replace(made, entry)
+            except OSError:
+                if _open(entry) is None:  # else another job was faster, and what it wrote is the same
+                    raise
+    except OSError as error:
+        remedy = "free some space or name another directory in data.cache"
+        raise DataError(f"data.cache {cache}: cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report: Callable[[int], None]) -> None:
+    """Two passes: count the characters, then write their ids."""
+    if config.source == "python-stdlib":
+        files = [path for path in files if _is_text(path, config.encoding)]  # a few are broken on purpose
+    histogram = np.zeros(CODE_POINTS, dtype=np.int64)
+    for text, _ in _documents(files, config, report):
+        counts = np.bincount(_code_points(text))
+        histogram[: len(counts)] += counts
+    vocabulary = _vocabulary(histogram, config, _name(files))
+    dtype = np.min_scalar_type(len(vocabulary) - 1)
+    table = vocabulary.table().astype(dtype)
+    starts: list[Ids] = [np.zeros(1, dtype=np.uint8)]  # of documents, in the smallest dtype: there may be many millions
+    written = unknown = 0
+    encoded = into / "ids.bin" if config.documents == "none" else into.parent / "unshuffled.bin"
+    with open(encoded, "wb") as out:
+        for text, closes in _documents(files, config, report):
+            ids = table[_code_points(text)]
+            unknown += len(ids) - int(np.count_nonzero(ids))  # unknown's id is 0
+            if closes:
+                places = np.array(closes)
+                ids = np.insert(ids, places, vocabulary.end or 0)
+                starts.append((written + places + np.arange(1, len(places) + 1)).astype(np.min_scalar_type(written + len(ids))))
+            out.write(ids.data)
+            written += len(ids)
+        _settle(out)
+    if config.documents == "none":
+        documents, ranges = 0, _cut_stream(written, config, _name(files))
+    else:
+        edges = np.concatenate(starts)
+        starts.clear()
+        documents, ranges = len(edges) - 1, _shuffle(encoded, into / "ids.bin", dtype, edges, config, seed, _name(files))
+    meta = {
+        "vocabulary": vocabulary.to_json(),
+        "dtype": np.dtype(dtype).name,
+        "length": written,
+        "ranges": ranges,
+        "documents": documents,
+        "unknown": unknown,
+        "files": len(files),
+    }
+    with open(into / "meta.json", "wb") as out:
+        out.write(json.dumps(meta).encode())
+        _settle(out)
+
+
+def _settle(out: BinaryIO) -> None:
+    """To the disk, so that an entry that is there after a power cut is whole."""
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _is_text(path: Path, encoding: str) -> bool:
+    try:
+        for _ in read_text(path, encoding):
+            pass
+    except DataError as error:
+        logger.info("left out: %s", error)
+        return False
+    return True
+
+
+def _documents(files: list[Path], config: DataConfig, report: Callable[[int], None]) -> Iterator[tuple[str, list[int]]]:
+    """The documents of all files. In a stream, a file that does not end its last line ends it where another follows."""
+    unended = False
     for path in files:
-        for text in read_text(path, config.encoding):
-            yield path, text
+        joint = "\n" if unended else ""
+        for text, closes in split_documents(read_text(path, config.encoding, report), config.documents):
+            if text and config.documents == "none":
+                text, joint, unended = joint + text, "", not text.endswith("\n")
+            yield text, closes
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report: Callable[[int], None]) -> None:
-    """Two passes: count the characters, then write their ids."""
-    histogram = np.zeros(CODE_POINTS, dtype=np.int64)
-    for _, document in _documents(files, config, None):
-        points = _code_points(document)
-        if len(points) > CODE_POINTS // 16:
-            histogram += np.bincount(points, minlength=CODE_POINTS)
-        else:  # a short text should not pay for the whole of Unicode
-            np.add.at(histogram, points, 1)
+def _vocabulary(histogram: npt.NDArray[np.int64], config: DataConfig, name: str) -> Vocabulary:
     used = np.flatnonzero(histogram)
     if len(used) == 0:
-        raise DataError(f"{_name(files)}: empty; expected text to learn from")
+        raise DataError(f"{name}: empty; expected text to learn from")
     if len(used) == 1:
-        raise DataError(f"{_name(files)}: only one distinct character, {chr(int(used[0]))!r}; there is nothing to predict")
-    ends = config.documents != "none"
+        raise DataError(f"{name}: only one distinct character, {chr(int(used[0]))!r}; there is nothing to predict")
+    if histogram[SURROGATES].any():
+        raise DataError(f"{name}: holds halves of characters (surrogates) in {config.encoding}; set data.encoding to what it is in")
     vocabulary = Vocabulary.from_counts(
         {int(point): int(histogram[point]) for point in used},
-        ends=ends,
+        ends=config.documents != "none",
         max_size=config.vocabulary.max_size,
         min_count=config.vocabulary.min_count,
     )
-    dtype = np.min_scalar_type(len(vocabulary) - 1)
-    table = vocabulary.table().astype(dtype)
-    starts = [0]
-    written = unknown = 0
-    end = np.array([vocabulary.end or 0], dtype=dtype)
-    with open(into / "ids.bin", "wb") as out:
-        for closes, document in _documents(files, config, report):
-            ids = table[_code_points(document)]
-            unknown += int(np.count_nonzero(ids == vocabulary.unknown))
-            out.write(ids.tobytes())
-            written += len(ids)
-            if ends and closes:
-                out.write(end.tobytes())
-                written += 1
-                starts.append(written)
-    if ends:
-        ranges = _shuffle(into, dtype, np.array(starts, dtype=np.int64), config, seed, _name(files))
-    else:
-        train = int(written * (1 - config.val_fraction - config.test_fraction))
-        val = written - int(round(written * config.val_fraction, 6)) if config.test_fraction else train
-        ranges = {"train": (0, train), "test": (train, val), "val": (val, written)}  # the end of a stream is val
-    if ranges["train"][1] - ranges["train"][0] < 2:
-        raise DataError(f"{_name(files)}: {written} characters leave {ranges['train'][1]} to train on; expected at least 2, so add text or lower data.val_fraction")
-    meta = {
-        "vocabulary": vocabulary.to_json(),
-        "dtype": np.dtype(dtype).name,
-        "ranges": ranges,
-        "documents": len(starts) - 1 if ends else 0,
-        "unknown": unknown,
-    }
-    (into / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    if len(vocabulary.characters) == 1:
+        kept = f"max_size and min_count leave only {vocabulary.characters!r} of its {len(used)} characters"
+        raise DataError(f"{name}: data.vocabulary: {kept}; there is nothing to predict")
+    return vocabulary
 
 
 def _name(files: list[Path]) -> str:
     return str(files[0]) if len(files) == 1 else f"{len(files)} files from {files[0]}"
 
 
-def _documents(files: list[Path], config: DataConfig, report: Callable[[int], None] | None) -> Iterator[tuple[bool, str]]:
-    """Pieces of text, each with whether a document closes after it."""
-    separator = {"lines": r"\n+", "blank_lines": r"\n(?:[ \t]*\n)+"}.get(config.documents)
-    for path in files:
-        rest = ""
-        size = path.stat().st_size
-        try:
-            for text in read_text(path, config.encoding):
-                if report:
-                    report(min(size, PIECE))
-                if separator is None:
-                    if text:
-                        yield False, text
-                    continue
-                # The last part may go on in the next piece, and so may a separator at its very end.
-                parts = re.split(separator, rest + text)
-                rest = parts.pop()
-                while parts and not rest.strip():
-                    rest = parts.pop() + "\n\n" + rest if config.documents == "blank_lines" else parts.pop() + "\n" + rest
-                for part in parts:
-                    if part.strip():
-                        yield True, part.strip("\n")
-        except DataError:
-            if config.source == "python-stdlib":  # a few files there are broken on purpose
-                logger.info("%s is not UTF-8 and is left out", path)
-                continue
-            raise
-        for part in re.split(separator, rest) if separator else []:
-            if part.strip():
-                yield True, part.strip("\n")
-        if config.documents == "files":
-            yield True, ""
+def _sizes(count: int, config: DataConfig) -> dict[str, int]:
+    """Of the splits, in their order. Exact: in floats, 0.1 of ten and 0.05 of a hundred go astray."""
+    val, test = (math.ceil(count * Fraction(str(fraction))) for fraction in (config.val_fraction, config.test_fraction))
+    return {"train": count - val - test, "test": test, "val": val}
 
 
-def _shuffle(into: Path, dtype: Any, starts: npt.NDArray[np.int64], config: DataConfig, seed: int, name: str) -> dict[str, tuple[int, int]]:
-    """Put the documents into an order drawn from the seed, and cut that order into splits."""
-    count = len(starts) - 1
-    counts = {split: round(count * fraction) for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction))}
-    for split, fraction in (("val", config.val_fraction), ("test", config.test_fraction)):
-        if fraction and not counts[split] and count > 2:
-            counts[split] = 1
-    train = count - sum(counts.values())
-    if train < 1:
-        raise DataError(f"{name}: {count} documents leave {train} to train on; add documents, or lower data.val_fraction and data.test_fraction")
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(count)
-    lengths = np.diff(starts)[order]
-    edges = np.concatenate([[0], np.cumsum(lengths)])
-    source = np.memmap(into / "ids.bin", dtype=dtype, mode="r")
-    with open(into / "shuffled.bin", "wb") as out:
-        for first in range(0, count, 4096):
-            out.write(np.concatenate([source[starts[d] : starts[d + 1]] for d in order[first : first + 4096]]).tobytes())
-    del source
-    os.replace(into / "shuffled.bin", into / "ids.bin")
-    marks = [0, train, train + counts["test"], count]
-    return {split: (int(edges[a]), int(edges[b])) for split, a, b in zip(("train", "test", "val"), marks, marks[1:])}
+def _ranges(sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
+    edges = np.cumsum([0, *sizes.values()]).tolist()
+    return {split: (start, stop) for split, start, stop in zip(sizes, edges, edges[1:])}
+
+
+def _cut_stream(count: int, config: DataConfig, name: str) -> dict[str, tuple[int, int]]:
+    """train is the first int(count * (1 - val_fraction)) characters, val the end."""
+    sizes = _sizes(count, config)
+    for split, size in sizes.items():
+        if size < 2 and (size != 0 or split == "train"):  # a character is predicted from the one before it
+            remedy = "lower data.val_fraction" if split == "train" else f"change data.{split}_fraction"
+            raise DataError(f"{name}: {count} characters leave {max(0, size)} for {split}; expected at least 2, so add text or {remedy}")
+    return _ranges(sizes)
+
+
+def _shuffle(source: Path, into: Path, dtype: Any, edges: Ids, config: DataConfig, seed: int, name: str) -> dict[str, tuple[int, int]]:
+    """Write the documents in an order drawn from the seed, and cut that order into splits. `edges`: theirs, in ids."""
+    count = len(edges) - 1
+    sizes = _sizes(count, config)
+    if sizes["train"] < 1:
+        raise DataError(
+            f"{name}: {count} {'document leaves' if count == 1 else 'documents leave'} none to train on; "
+            "add documents, lower data.val_fraction and data.test_fraction, or set data.documents: none"
+        )
+    order = np.arange(count, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
+    chars = dict.fromkeys(sizes, 0)
+    mapped = _map(source)
+    ids = np.frombuffer(mapped, dtype=dtype)
+    with open(into, "wb") as out:
+        for split, (first, last) in _ranges(sizes).items():
+            for at in range(first, last, 1024):
+                some = order[at : min(at + 1024, last)]
+                starts, stops = edges[some].astype(np.int64), edges[1:][some].astype(np.int64)
+                total = int((stops - starts).sum())
+                chars[split] += total
+                if total > PIECE:
+                    for start, stop in zip(starts.tolist(), stops.tolist()):
+                        for piece in range(start, stop, PIECE):
+                            out.write(ids[piece : min(piece + PIECE, stop)].data)
+                else:  # short documents, which one by one would take a hundred times as long
+                    lengths = stops - starts
+                    out.write(ids[np.repeat(stops - np.cumsum(lengths), lengths) + np.arange(total)].data)
+                _forget(mapped)  # the documents of this round lay everywhere
+        _settle(out)
+    return _ranges(chars)

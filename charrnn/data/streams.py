@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import Corpus
+from charrnn.data.corpus import Corpus, Ids
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,43 @@ def fit(corpus: Corpus, split: str, batch_size: int, window: int) -> Streams:
     targets = max(1, len(corpus.split(split)) - 1)
     batch_size = max(1, min(batch_size, targets // min(window, 16) or 1))
     return Streams(corpus, split, batch_size, max(1, min(window, targets // batch_size)))
+
+
+@dataclass(frozen=True)
+class EvaluationStreams:
+    """A text cut into columns that are read side by side, in which every character but the first is a target exactly once.
+
+    A column begins `lead` characters before its own first target, with nothing asked of it there: its state then is, but
+    for what lies further back, the one that a single column would have carried to that place. Columns differ in length by
+    that lead and by one character; a column that is over is padded with id 0, of which nothing is asked either.
+    """
+
+    ids: Ids  # (N,)
+    unknown: int
+    columns: int
+    lead: int = 256
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """A column: its first input, its first target and the end of its targets, as places in `ids`."""
+        targets = max(0, len(self.ids) - 1)
+        columns = max(1, min(self.columns, targets))
+        edges = [1 + column * targets // columns for column in range(columns + 1)]
+        return [(max(0, first - 1 - self.lead), first, stop) for first, stop in zip(edges, edges[1:])]
+
+    def batches(self, window: int = 256, first: int = 0) -> Iterator[Batch]:
+        """One pass, from window `first` on; the state is carried from each batch to the next."""
+        spans = self.spans()
+        length = max(stop - 1 - start for start, _, stop in spans)
+        for at in range(first * window, length, window):
+            steps = min(window, length - at)
+            inputs = np.zeros((steps, len(spans)), dtype=np.int64)  # (T, B)
+            targets = np.full((steps, len(spans)), IGNORED, dtype=np.int64)  # (T, B)
+            for column, (start, first_target, stop) in enumerate(spans):
+                text = self.ids[start + at : min(start + at + steps + 1, stop)]
+                if len(text) < 2:
+                    continue
+                inputs[: len(text) - 1, column] = text[:-1]
+                led_in = max(0, first_target - (start + at + 1))  # targets that belong to the column before
+                targets[led_in : len(text) - 1, column] = text[led_in + 1 :]
+            targets[targets == self.unknown] = IGNORED
+            yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), None, continues=at > 0)

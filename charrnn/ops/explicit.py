@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from charrnn.ops.backends import Request, Weights
 from charrnn.ops.cells import CELLS, Cell, Kept, State
@@ -36,7 +35,9 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
     # The products with U wait for nothing: one of them serves all steps, and autograd differentiates it as one.
     from_x = F.linear(x, weights.weight_ih, bias_ih).to(state[0].dtype)  # (T, B, G·H)
     product_dtype = x.dtype if request.autocast is None else request.autocast
-    outputs, *after = _Recurrence.apply(cell, request.reverse, product_dtype, lengths, from_x, weights.weight_hh, weights.bias_hh, *state)
+    outputs, *after = _Recurrence.apply(  # type: ignore[no-untyped-call]
+        cell, request.reverse, product_dtype, lengths, from_x, weights.weight_hh, weights.bias_hh, *state
+    )
     return outputs, tuple(after)
 
 
@@ -66,7 +67,8 @@ class _Recurrence(torch.autograd.Function):
             for t in order:
                 before[t] = state
                 if cell.additive:
-                    a = torch.addmm(xs[t], state[0], weight) if product_dtype == from_x.dtype else xs[t] + state[0].to(product_dtype) @ weight
+                    h = state[0].to(product_dtype)
+                    a = torch.addmm(xs[t], h, weight) if product_dtype == from_x.dtype else xs[t] + h @ weight
                     state, kept[t] = cell.step(a, None, state)
                 else:
                     from_h = state[0].to(product_dtype) @ weight
@@ -77,13 +79,15 @@ class _Recurrence(torch.autograd.Function):
                     runs = (t < lengths).unsqueeze(-1)  # (B, 1)
                     torch.where(runs, state[0], ys[t].new_zeros(()), out=ys[t])
                     state = tuple(torch.where(runs, new, old) for new, old in zip(state, before[t]))
-        ctx.cell, ctx.order, ctx.product_dtype, ctx.sizes = cell, order, product_dtype, [(len(k), len(s)) for k, s in zip(kept, before)]
+        ctx.cell, ctx.order, ctx.product_dtype = cell, order, product_dtype
+        ctx.sizes = [(len(k), len(s)) for k, s in zip(kept, before)]
         ctx.save_for_backward(lengths, weight_hh, bias, *(tensor for t in times for tensor in kept[t] + before[t]))
-        return outputs, *(s.clone() if s is before[order[0]][i] else s for i, s in enumerate(state))
+        return outputs, *state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor, *d_final: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: what follows would leave the recurrence out of the second derivative
+            raise RuntimeError("the explicit backend cannot be differentiated twice; use backend='reference'")
         lengths, weight_hh, bias, *saved = ctx.saved_tensors
         cell: Cell = ctx.cell
         kept: list[Kept] = []

@@ -5,7 +5,9 @@ Axes: T time, B batch, H hidden_size.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,56 +22,50 @@ _DEVICES = ("cpu", "cuda", "mps")
 def refuses(request: Request) -> str | None:
     if request.device not in _DEVICES:
         return f"PyTorch has no fused recurrence for device {request.device!r}"
+    if request.device == "cpu" and torch.float16 in (request.dtype, request.autocast):
+        return "oneDNN has no float16 recurrence"
     if request.device == "mps" and request.ragged:
         return "PyTorch has no packed sequences on MPS"
     return None
 
 
 def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> tuple[Tensor, State]:
-    steps = x.size(0)
-    if lengths is not None and not bool((lengths > 0).all()):
-        # Packing has no empty sequences: run them one step long, then put back the state they came with.
-        outputs, after = run(request, x, state, weights, lengths.clamp(min=1))
-        runs = (lengths > 0).unsqueeze(-1)
-        return outputs * runs, tuple(torch.where(runs, new, old) for new, old in zip(after, state))
-    if request.reverse:
-        x = flip_time(x, lengths)
-    packed: PackedSequence | Tensor = x
-    if lengths is not None:
-        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-    outputs, after = _stock(request.cell, packed, state, weights)
-    if isinstance(outputs, PackedSequence):
-        outputs = pad_packed_sequence(outputs, total_length=steps)[0]
-    return (flip_time(outputs, lengths) if request.reverse else outputs), after
-
-
-def flip_time(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse each sequence within its own length; what lies beyond stays where it is. (T, B, ·) -> (T, B, ·)."""
     if lengths is None:
-        return x.flip(0)
+        outputs, after = _stock(request, x, None, state, weights)
+        return (outputs.flip(0), after) if request.reverse else (outputs, after)
+    # Packing has no empty sequences: run them one step long, then put back the state they came with.
+    runs, lengths = (lengths > 0).unsqueeze(-1), lengths.clamp(min=1)
+    packed = pack_padded_sequence(flip_time(x, lengths) if request.reverse else x, lengths.cpu(), enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None and back is not None  # enforce_sorted=False always sorts
+    data, after = _stock(request, packed.data, packed.batch_sizes, tuple(s.index_select(0, order) for s in state), weights)
+    outputs = pad_packed_sequence(PackedSequence(data, packed.batch_sizes, order, back), total_length=x.size(0))[0]  # (T, B, H)
+    if request.reverse:
+        outputs = flip_time(outputs, lengths)
+    after = tuple(torch.where(runs, new.index_select(0, back), old) for new, old in zip(after, state))
+    return torch.where(runs, outputs, 0), after
+
+
+def flip_time(x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse each sequence within its own length; what lies beyond stays where it is. (T, B, ·) -> (T, B, ·)."""
     t = torch.arange(x.size(0), device=x.device).unsqueeze(-1)  # (T, 1)
     source = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
     return x.gather(0, source.unsqueeze(-1).expand_as(x))
 
 
-def _stock(
-    cell: str, x: PackedSequence | Tensor, state: State, weights: Weights
-) -> tuple[PackedSequence | Tensor, State]:
-    flat = [w for w in weights if w is not None]
-    biased = weights.bias_ih is not None
-    function = {"rnn_tanh": torch._VF.rnn_tanh, "rnn_relu": torch._VF.rnn_relu, "lstm": torch._VF.lstm, "gru": torch._VF.gru}[cell]  # type: ignore[attr-defined]
+def _stock(request: Request, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:
+    """One of torch's own loops over x (T, B, I), or over packed rows (Σ lengths, I) with their batch sizes."""
+    if request.reverse and batch_sizes is None:
+        x = x.flip(0)
+    function: Any = getattr(torch._VF, request.cell)
+    flat = [weight for weight in weights if weight is not None]
     before = [s.unsqueeze(0) for s in state]  # (1, B, H): torch counts layers
-    hx = before if cell == "lstm" else before[0]
-    training = torch.is_grad_enabled()
-    with warnings.catch_warnings():
-        # cuDNN wants the weights side by side in memory and copies them there when they are not; for one layer that is cheap.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
-        if isinstance(x, PackedSequence):
-            if x.sorted_indices is not None:
-                hx = [s.index_select(1, x.sorted_indices) for s in before] if cell == "lstm" else before[0].index_select(1, x.sorted_indices)
-            data, *after = function(x.data, x.batch_sizes, hx, flat, biased, 1, 0.0, training, False)
-            if x.unsorted_indices is not None:
-                after = [s.index_select(1, x.unsorted_indices) for s in after]
-            return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), tuple(s.squeeze(0) for s in after)
-        outputs, *after = function(x, hx, flat, biased, 1, 0.0, training, False, False)
+    hx = before if request.cell == "lstm" else before[0]
+    options = (flat, weights.bias_ih is not None, 1, 0.0, torch.is_grad_enabled(), False)  # layers, dropout, training, bidirectional
+    with contextlib.ExitStack() as stack:
+        if request.device == "cuda":  # filters are the whole process's, so no thread may touch them without need
+            # cuDNN wants the weights side by side in memory and copies them there when they are not; for one layer that is cheap.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        outputs, *after = function(x, hx, *options, False) if batch_sizes is None else function(x, batch_sizes, hx, *options)
     return outputs, tuple(s.squeeze(0) for s in after)

@@ -50,7 +50,8 @@ def recurrence(
         reverse=reverse,
     )
     chosen = choose(request) if backend == "auto" else require(backend, request)
-    return chosen.run(request, x, state, weights, lengths)
+    outputs, after = chosen.run(request, x, state, weights, lengths)
+    return outputs.to(state[0].dtype), tuple(s.to(before.dtype) for s, before in zip(after, state))
 
 
 def _check(cell: str, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> None:
@@ -58,6 +59,8 @@ def _check(cell: str, x: Tensor, state: State, weights: Weights, lengths: Tensor
         raise ValueError(f"unknown cell {cell!r}; expected one of {', '.join(CELLS)}")
     if x.dim() != 3 or x.size(0) == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (T, B, input_size) with at least one step")
+    if weights.weight_hh.dim() != 2:
+        raise ValueError(f"weight_hh has shape {tuple(weights.weight_hh.shape)}; expected (gates * hidden_size, hidden_size)")
     (_, batch, inputs), hidden, rows = x.shape, weights.weight_hh.size(1), CELLS[cell].gates * weights.weight_hh.size(1)
     expected = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
     for name, weight in weights._asdict().items():
@@ -68,5 +71,10 @@ def _check(cell: str, x: Tensor, state: State, weights: Weights, lengths: Tensor
     names = CELLS[cell].state_names
     if len(state) != len(names) or any(s.shape != (batch, hidden) for s in state):
         raise ValueError(f"state has shapes {[tuple(s.shape) for s in state]}; expected ({', '.join(names)}), each {(batch, hidden)}")
-    if lengths is not None and lengths.shape != (batch,):
-        raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected {(batch,)}")
+    if lengths is not None:
+        if lengths.shape != (batch,):
+            raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected {(batch,)}")
+        if lengths.is_floating_point():
+            raise ValueError(f"lengths is {lengths.dtype}; expected integers")
+        if lengths.device.type == "cpu" and (int(lengths.min()) < 0 or int(lengths.max()) > x.size(0)):
+            raise ValueError(f"lengths lie in {int(lengths.min())}..{int(lengths.max())}; expected 0..{x.size(0)}")

@@ -45,7 +45,7 @@ class Problem:
 
     def leaves(self) -> dict[str, Tensor]:
         """All that a gradient flows to, by name."""
-        states = {f"{name}_0": s for name, s in zip(CELLS[self.cell].state_names, self.state)}
+        states = {f"{name}_0": s for name, s in zip(CELLS[self.cell].state_names, self.state, strict=True)}
         return {"x": self.x, **states, **{name: w for name, w in self.weights._asdict().items() if w is not None}}
 
 
@@ -78,20 +78,25 @@ def problem(
 def results(given: Problem, backend: str, *, lengths: Tensor | None = None, reverse: bool = False) -> dict[str, Tensor]:
     """Outputs, final states and the gradient of every leaf, by name."""
     outputs, final = recurrence(given.cell, given.x, given.state, given.weights, lengths=lengths, reverse=reverse, backend=backend)
-    named = {"outputs": outputs, **{f"{name}_n": s for name, s in zip(CELLS[given.cell].state_names, final)}}
+    named = {"outputs": outputs, **{f"{name}_n": s for name, s in zip(CELLS[given.cell].state_names, final, strict=True)}}
     return {name: t.detach() for name, t in named.items()} | gradients(given, outputs, final)
 
 
 def gradients(given: Problem, outputs: Tensor, final: State) -> dict[str, Tensor]:
     """The gradient of every leaf of `given` for its cotangents on outputs and on the final state."""
     leaves = given.leaves()
-    cotangents = [d.to(y.dtype) for d, y in zip((given.d_outputs, *given.d_final), (outputs, *final))]
+    cotangents = [d.to(y.dtype) for d, y in zip((given.d_outputs, *given.d_final), (outputs, *final), strict=True)]
     grads = torch.autograd.grad((outputs, *final), list(leaves.values()), cotangents)
-    return {f"d_{name}": grad for name, grad in zip(leaves, grads)}
+    return {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def assert_exact(got: Tensor, expected: Tensor, name: str) -> None:
+    """Equal in float64 but for the order of sums; a failure says of what."""
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=lambda text: f"{name}: {text}")
 
 
 def error(got: Tensor, exact: Tensor) -> float:
-    return float((got.double().cpu() - exact.double().cpu()).abs().max())
+    return (got.detach().cpu().double() - exact.detach().cpu().double()).abs().max().item()
 
 
 def runs_on(device: str, name: str, cell: str, ragged: bool) -> bool:

@@ -57,12 +57,6 @@ def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
         recurrence("gru", case.x, case.state, case.weights, backend="cudnn")
 
 
-def test_a_named_backend_raises_through_recurrence() -> None:
-    case = problem("lstm", SMALL, device="meta")
-    with pytest.raises(UnsupportedBackend, match="backend 'fused' cannot run lstm on meta in float64"):
-        recurrence("lstm", case.x, case.state, case.weights, backend="fused")
-
-
 @pytest.mark.parametrize(
     "request_, first",
     [

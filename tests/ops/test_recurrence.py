@@ -17,11 +17,28 @@ from charrnn.ops.backends import Weights
 from charrnn.ops.cells import CELLS, State
 from charrnn.ops.recurrence import recurrence
 
-from .cases import ALL_BACKENDS, DEVICES, FAST_BACKENDS, ODD, ONE, SMALL, Problem, Sizes, error, gradients, problem, results, runs_on
+from .cases import (
+    ALL_BACKENDS,
+    DEVICES,
+    FAST_BACKENDS,
+    ODD,
+    ONE,
+    SMALL,
+    Problem,
+    Sizes,
+    assert_exact,
+    error,
+    gradients,
+    problem,
+    results,
+    runs_on,
+)
 
 LENGTHS = {"dense": None, "ragged": (7, 4, 1), "with_empty": (5, 0, 2)}  # the last: unsorted, and nobody reaches T
 FAST_CASES = [
-    pytest.param(cell, backend, lengths, device, id=f"{cell}-{backend}-{name}-{device}")
+    pytest.param(
+        cell, backend, lengths, device, id=f"{cell}-{backend}-{name}-{device}", marks=[pytest.mark.gpu] if device == "cuda" else []
+    )
     for cell, backend, (name, lengths), device in product(CELLS, FAST_BACKENDS, LENGTHS.items(), DEVICES)
     if runs_on(device, backend, cell, lengths is not None)
 ]
@@ -38,9 +55,9 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nan_in_fresh_memory() -> Iterator[None]:
     """torch.empty returns NaN, so an element that nobody writes shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # the switch that makes fill_uninitialized_memory count
+    torch.set_deterministic_debug_mode("warn")  # which makes fill_uninitialized_memory, on by default, count
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def as_lengths(lengths: tuple[int, ...] | None, device: str = "cpu") -> Tensor | None:
@@ -61,16 +78,18 @@ def assert_matches_reference(
     """Exact in float64, where the device has it; in float32 within a few times the reference's own rounding noise."""
     exact = reference_results(cell, sizes, biased, lengths, reverse, torch.float64, "cpu")
     rounded = reference_results(cell, sizes, biased, lengths, reverse, torch.float32, device)
-    got32 = results(problem(cell, sizes, biased=biased, dtype=torch.float32, device=device), backend, lengths=as_lengths(lengths, device), reverse=reverse)
+    in32 = problem(cell, sizes, biased=biased, dtype=torch.float32, device=device)
+    got32 = results(in32, backend, lengths=as_lengths(lengths, device), reverse=reverse)
     assert got32.keys() == exact.keys()
     for name, got in got32.items():
         assert got.shape == exact[name].shape and got.dtype == torch.float32, name
         assert error(got, exact[name]) <= 4 * error(rounded[name], exact[name]) + 1e-6, name
     if device == "mps":  # which has no float64
         return
-    got64 = results(problem(cell, sizes, biased=biased, device=device), backend, lengths=as_lengths(lengths, device), reverse=reverse)
+    in64 = problem(cell, sizes, biased=biased, device=device)
+    got64 = results(in64, backend, lengths=as_lengths(lengths, device), reverse=reverse)
     for name, got in got64.items():
-        torch.testing.assert_close(got.cpu(), exact[name], rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        assert_exact(got.cpu(), exact[name], name)
 
 
 @both_ways
@@ -108,7 +127,7 @@ def test_every_element_is_written(cell: str, backend: str, lengths: tuple[int, .
 def test_auto_is_one_of_them(cell: str) -> None:
     exact = reference_results(cell, ODD, True, (7, 4, 1), False, torch.float64, "cpu")
     for name, got in results(problem(cell), "auto", lengths=torch.tensor([7, 4, 1])).items():
-        torch.testing.assert_close(got, exact[name], rtol=1e-12, atol=1e-12)
+        assert_exact(got, exact[name], name)
 
 
 @pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
@@ -121,11 +140,11 @@ def test_gradient_from_each_result_alone(cell: str, backend: str, lengths: tuple
         for p, name in ((ours, backend), (exact, "reference"))
     )
     cotangents = (ours.d_outputs, *ours.d_final)
-    for got_y, expected_y, d_y in zip((got[0], *got[1]), (expected[0], *expected[1]), cotangents):
+    for got_y, expected_y, d_y in zip((got[0], *got[1]), (expected[0], *expected[1]), cotangents, strict=True):
         got_grads = torch.autograd.grad(got_y, list(ours.leaves().values()), d_y, retain_graph=True)
         expected_grads = torch.autograd.grad(expected_y, list(exact.leaves().values()), d_y, retain_graph=True)
-        for name, got_grad, expected_grad in zip(ours.leaves(), got_grads, expected_grads):
-            torch.testing.assert_close(got_grad, expected_grad, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        for name, got_grad, expected_grad in zip(ours.leaves(), got_grads, expected_grads, strict=True):
+            assert_exact(got_grad, expected_grad, name)
 
 
 @every_backend
@@ -137,10 +156,8 @@ def test_gradient_to_each_leaf_alone(cell: str, backend: str) -> None:
         for name, leaf in frozen.leaves().items():
             leaf.requires_grad_(name == wanted)
         outputs, final = recurrence(cell, frozen.x, frozen.state, frozen.weights, backend=backend)
-        # An unbroken chain to all of them but not to a final c that no h came from: hence no grad_outputs for what needs none.
-        pairs = [(y, d) for y, d in zip((outputs, *final), (frozen.d_outputs, *frozen.d_final)) if y.requires_grad]
-        (grad,) = torch.autograd.grad([y for y, _ in pairs], [frozen.leaves()[wanted]], [d for _, d in pairs])
-        torch.testing.assert_close(grad, exact[f"d_{wanted}"], rtol=1e-12, atol=1e-12)
+        (grad,) = torch.autograd.grad((outputs, *final), frozen.leaves()[wanted], (frozen.d_outputs, *frozen.d_final))
+        assert_exact(grad, exact[f"d_{wanted}"], wanted)
 
 
 @every_backend
@@ -181,7 +198,9 @@ def test_reference_matches_torch(cell: str, lengths: tuple[int, ...] | None, bia
     module = torch_module(*directions, biased=biased)
 
     x = ours.x.detach().clone().requires_grad_()
-    initial = [torch.stack([forward, backward]).detach().requires_grad_() for forward, backward in zip(*(p.state for p in directions))]
+    initial = [
+        torch.stack([forward, backward]).detach().requires_grad_() for forward, backward in zip(*(p.state for p in directions), strict=True)
+    ]
     state = tuple(initial) if cell == "lstm" else initial[0]
     if lengths is None:
         outputs, final = module(x, state)
@@ -197,13 +216,13 @@ def test_reference_matches_torch(cell: str, lengths: tuple[int, ...] | None, bia
     weights = [getattr(module, f"{name}_{suffix}") for name in names if "weight" in name or "bias" in name]
     grads = torch.autograd.grad((outputs, *final), [x, *initial, *weights], (ours.d_outputs, *ours.d_final))
     expected = {"outputs": outputs, "h_n": final[0]} | ({"c_n": final[1]} if cell == "lstm" else {})
-    for name, grad in zip(names, grads):
+    for name, grad in zip(names, grads, strict=True):
         expected[f"d_{name}"] = grad[int(reverse)] if name in ("h_0", "c_0") else grad
 
     got = results(ours, "reference", lengths=as_lengths(lengths), reverse=reverse)
     assert got.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name].detach(), rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        assert_exact(got[name], expected[name].detach(), name)
 
 
 # Against finite differences
@@ -225,9 +244,18 @@ def test_gradcheck(cell: str, backend: str, lengths: tuple[int, ...] | None) -> 
 def test_explicit_refuses_to_be_differentiated_twice() -> None:
     case = problem("lstm", SMALL)
     outputs, _ = recurrence("lstm", case.x, case.state, case.weights, backend="explicit")
-    (dx,) = torch.autograd.grad(outputs.sum(), case.x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(dx.sum(), case.weights.weight_hh)
+    with pytest.raises(RuntimeError, match="differentiate"):
+        (dx,) = torch.autograd.grad(outputs.square().sum(), case.x, create_graph=True)
+        dx.square().sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_explicit_never_returns_half_a_second_derivative(power: int) -> None:
+    case = problem("lstm", SMALL)
+    outputs, _ = recurrence("lstm", case.x, case.state, case.weights, backend="explicit")
+    with pytest.raises(RuntimeError, match="differentiate"):
+        (dx,) = torch.autograd.grad(outputs.pow(power).sum(), case.x, create_graph=True)
+        torch.autograd.grad(dx.sum(), case.weights.weight_ih)
 
 
 # Lengths
@@ -259,7 +287,7 @@ def test_nothing_beyond_the_length_is_read(cell: str, backend: str, reverse: boo
 def test_an_empty_sequence_keeps_its_state(cell: str, backend: str) -> None:
     case = problem(cell)
     _, final = recurrence(cell, case.x, case.state, case.weights, lengths=torch.tensor([7, 0, 3]), backend=backend)
-    for before, after in zip(case.state, final):
+    for before, after in zip(case.state, final, strict=True):
         assert torch.equal(before[1], after[1])
 
 
@@ -281,8 +309,8 @@ def test_two_calls_that_carry_the_state_are_one(cell: str, backend: str, lengths
         outputs, state = recurrence(cell, x, state, case.weights, lengths=half_ends, reverse=reverse, backend=backend)
         pieces.append(outputs)
     outputs = torch.cat(pieces[::-1] if reverse else pieces)
-    torch.testing.assert_close(outputs, whole["outputs"], rtol=1e-12, atol=1e-12)
-    for name, final in zip(CELLS[cell].state_names, state):
-        torch.testing.assert_close(final, whole[f"{name}_n"], rtol=1e-12, atol=1e-12)
+    assert_exact(outputs, whole["outputs"], "outputs")
+    for name, final in zip(CELLS[cell].state_names, state, strict=True):
+        assert_exact(final, whole[f"{name}_n"], name)
     for name, grad in gradients(case, outputs, state).items():
-        torch.testing.assert_close(grad, whole[name], rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        assert_exact(grad, whole[name], name)

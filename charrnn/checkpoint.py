@@ -1,0 +1,252 @@
+"""Model files, whole and plain, and the state that a run resumes from. Nothing read here can run code.
+
+A model file is one `.safetensors`: weights by name, and in its metadata the configuration, the vocabulary, the step and
+the metrics. A state file is what `torch.load(weights_only=True)` accepts: tensors and plain types.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from charrnn import __version__
+from charrnn.config import Config, build_config, parse_yaml
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean
+from charrnn.models.char_rnn import CharRNN
+
+FORMAT = "charrnn"
+FORMAT_VERSION = 1  # of model files; a reader refuses what is newer than itself
+STATE_VERSION = 1
+MAX_HEADER = 64 << 20  # bytes; a vocabulary of all of Unicode needs a quarter of it
+RUNS = Path("runs")
+
+
+class WriteError(UserError):
+    """A file that cannot be written; what it held before is still there."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model file, checked: the weights have the names and shapes that its config asks for."""
+
+    weights: dict[str, Tensor]
+    config: Config
+    vocabulary: Vocabulary
+    step: int
+    metrics: dict[str, float]
+    path: Path
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never half. Raises WriteError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with open(partial, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # the new name is on the disk only when its directory is
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+    except OSError as error:
+        remedy = "free some space or name another run directory in `run`"
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+def save_model(path: Path, model: nn.Module, config: Config, vocabulary: Vocabulary, step: int, metrics: dict[str, float]) -> None:
+    """Write a model file. A matrix that two layers share is stored once. Raises WriteError."""
+    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "charrnn_version": __version__,
+        "config": config.to_yaml(),
+        "vocabulary": vocabulary.to_json(),
+        "step": str(step),
+        "metrics": json.dumps(metrics),
+    }
+    write_atomically(path, safetensors.torch.save(weights, metadata))
+
+
+def load_model(path: Path | str, device: str = "cpu") -> Loaded:
+    """Read a model file that nobody vouches for. Raises CheckpointError, one line, where it is not whole or not ours."""
+    path = Path(path)
+    metadata = _read_metadata(path)
+    try:
+        weights = safetensors.torch.load_file(path, device=device)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged: {_first_line(error)}; copy it again, or train anew") from None
+    try:
+        config = build_config(_as_settings(metadata["config"]), "its config")
+        vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+        step = int(metadata["step"])
+        metrics = {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
+    except KeyError as missing:
+        raise CheckpointError(f"{path}: damaged: its metadata has no {missing}; copy it again, or train anew") from None
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
+    _check_weights(path, weights, config, vocabulary)
+    return Loaded(weights, config, vocabulary, step, metrics, path)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read by hand so that no claim in it is believed before it is checked."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            if head[:2] == b"PK" or head[:1] == b"\x80":
+                expected = "best.safetensors beside it" if path.name == "last.state.pt" else "a .safetensors file that charrnn wrote"
+                raise CheckpointError(f"{path}: a pickle file, which could run code and is not opened as a model; expected {expected}")
+            if len(head) < 8:
+                raise CheckpointError(f"{path}: {size} bytes long; expected a .safetensors file that charrnn wrote")
+            (length,) = struct.unpack("<Q", head)
+            if length > size - 8 or length > MAX_HEADER:
+                fact = f"its header claims {length} bytes and the file has {size}"
+                raise CheckpointError(f"{path}: {fact}; it is cut off or not a .safetensors file, so copy it again")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected a model that charrnn train wrote") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: its header is not JSON; it is damaged or not a .safetensors file") from None
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not all(isinstance(v, str) for v in metadata.values()):
+        expected = "best.safetensors or last.safetensors of a run"
+        raise CheckpointError(f"{path}: a .safetensors file, but not one that charrnn wrote; expected {expected}")
+    version = str(metadata.get("format_version"))
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written by charrnn {metadata.get('charrnn_version')} in format {version}, and charrnn {__version__} "
+            f"reads formats up to {FORMAT_VERSION}; upgrade charrnn"
+        )
+    return metadata
+
+
+def _as_settings(text: str) -> dict[str, Any]:
+    settings = parse_yaml(text)
+    if not isinstance(settings, dict):
+        raise CheckpointError("its config is not a set of sections")
+    return settings
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor], config: Config, vocabulary: Vocabulary) -> None:
+    # A layer has at least two tensors: without this, a claim of 10^9 layers would be built before it is refused.
+    if config.model.num_layers > len(weights):
+        raise CheckpointError(f"{path}: damaged: its config asks for {config.model.num_layers} layers and it holds {len(weights)} tensors")
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in CharRNN(config.model, len(vocabulary)).named_parameters()}
+    check_shapes({name: tuple(w.shape) for name, w in weights.items()}, expected, f"{path}: damaged: ")
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise CheckpointError(f"{path}: damaged: tensor {name!r} is {weight.dtype}; expected floating point")
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], place: str) -> None:
+    """Raises CheckpointError naming the first tensor that is missing, unexpected or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{place}tensor {name!r} is missing; expected shape {shape}")
+        if found[name] != shape:
+            raise CheckpointError(f"{place}tensor {name!r} has shape {found[name]}; the config asks for {shape}")
+    if strangers := sorted(found.keys() - expected.keys()):
+        raise CheckpointError(f"{place}tensor {strangers[0]!r} has no place in the model that the config describes")
+
+
+def build_model(loaded: Loaded) -> nn.Module:
+    """The model of a file on the device its weights are on, ready to be used: eval mode, no gradients."""
+    device = next(iter(loaded.weights.values())).device
+    with torch.random.fork_rng(devices=[]):  # the random weights it begins with are nobody's business
+        model = CharRNN(loaded.config.model, len(loaded.vocabulary)).to(device)
+    copy_weights(loaded.weights, model)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def copy_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Copy weights of the same names and shapes into a model."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def find_model(model: str | None) -> Path:
+    """The model file that a run directory, a file name, or nothing (the newest run under ./runs) stands for. Raises UserError."""
+    if model is None:
+        candidates = [found for run in RUNS.glob("*") if (found := _model_of(run))]
+        if not candidates:
+            raise UserError(f"no model is named and no run under {RUNS.resolve()} has one; name a run directory or train one first")
+        return max(candidates, key=lambda path: path.stat().st_mtime)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if found := _model_of(path):
+            return found
+        raise UserError(f"{model}: the directory holds neither best.safetensors nor last.safetensors; name a run that has trained")
+    if path.exists():
+        return path
+    if (in_runs := RUNS / path).exists():
+        hint = f"; did you mean {str(in_runs)!r}?"
+    else:
+        known = [str(entry) for folder in (RUNS, path.parent) if folder.is_dir() for entry in folder.iterdir()]
+        hint = did_you_mean(model, known) or "; name a run directory or a .safetensors file"
+    raise UserError(f"{model}: no such run or model file{hint}")
+
+
+def _model_of(run: Path) -> Path | None:
+    return next((run / name for name in ("best.safetensors", "last.safetensors") if (run / name).is_file()), None)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what a run resumes from: tensors and plain types. Raises WriteError."""
+    buffer = io.BytesIO()
+    torch.save({"state_version": STATE_VERSION, "charrnn_version": __version__, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what save_state wrote, on the CPU. Raises CheckpointError where it is not whole or not ours."""
+    remedy = f"take the weights only with --init-from {path.with_name('last.safetensors')}, or start again with --overwrite"
+    try:
+        with open(path, "rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged: {_first_line(error)[:120]}; {remedy}") from None
+    version = state.get("state_version") if isinstance(state, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: not the state of a charrnn run; {remedy}")
+    if version > STATE_VERSION:
+        raise CheckpointError(
+            f"{path}: written by charrnn {state.get('charrnn_version')} in format {version}, and charrnn {__version__} "
+            f"reads formats up to {STATE_VERSION}; upgrade charrnn to resume"
+        )
+    return dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,40 @@
+"""Which device and which number format a run uses, from what the configuration asks and what the machine has."""
+
+from __future__ import annotations
+
+import torch
+
+from charrnn.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto | cpu | cuda | cuda:N | mps. Raises UserError where the machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"device {name!r}: PyTorch sees no CUDA GPU here; set device: auto or cpu, or install a CUDA build of torch")
+        number = int(name.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise UserError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA GPUs, numbered from 0; set a lower number")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps': PyTorch sees no Apple GPU here; set device: auto or cpu")
+    return torch.device(name)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 products; an emulation would be slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the products in training: auto | fp32 | bf16 | fp16. Raises UserError where the device cannot."""
+    if name == "fp16" and device.type != "cuda":
+        raise UserError(f"train.precision fp16 needs a CUDA GPU and the device is {device.type}; set precision: auto, bf16 or fp32")
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,0 +1,156 @@
+"""The gradients of one step: forward and backward over its windows, the columns of a batch shared out among threads.
+
+A recurrence is a chain of small products. Two threads inside one product hardly speed it up (measured: 11.5 ms against
+13 ms for 64 steps of 16 × 384 × 1536), while two chains over half the columns each run at full speed side by side.
+
+Axes: T time, B batch, H hidden_size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from charrnn.data.batch import Batch
+from charrnn.metrics import Tally
+from charrnn.tasks.task import State, Task, carry
+
+
+def seeded(device: torch.device, *entropy: int) -> torch.Generator:
+    """A generator whose seed is drawn from all of `entropy`, so that neighbouring numbers give unrelated streams."""
+    seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed) >> 1)
+
+
+def shard_count(device: torch.device, columns: int) -> int:
+    """Threads that are worth having: each needs some columns to keep its products from being all overhead."""
+    return min(torch.get_num_threads(), columns // 4 or 1) if device.type == "cpu" else 1
+
+
+def _prepare_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # a state that fades out would otherwise slow the processor down a hundredfold
+
+
+class Shards:
+    """Contiguous groups of a batch's columns, each with its own carried state and generator and, if there are several, its own thread."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        columns: int,
+        count: int,
+        *,
+        precision: torch.dtype,
+        label_smoothing: float,
+        scaler: torch.amp.GradScaler,
+        seed: int,
+    ) -> None:
+        self._task, self._model, self._seed = task, model, seed
+        self._parameters = list(model.parameters())
+        self._device = self._parameters[0].device
+        self._precision, self._label_smoothing, self._scaler = precision, label_smoothing, scaler
+        self._edges = [columns * k // count for k in range(count + 1)]
+        self._carried: list[State | None] = [None] * count
+        self._generators: list[torch.Generator] = []
+        self.reseed(0)
+        self._pool: ThreadPoolExecutor | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Shards:
+        if self._device.type == "cpu":
+            torch.set_flush_denormal(True)
+            self._stack.callback(torch.set_flush_denormal, False)
+        if len(self._carried) > 1:
+            # In evaluations too: on a machine with other work, two threads inside small products wait for each other
+            # (measured with twice as many busy threads as cores: 25 times slower than one).
+            self._stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+            self._pool = self._stack.enter_context(ThreadPoolExecutor(len(self._carried), "shard", _prepare_thread))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def gradients(self, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally]:
+        """The gradient by each parameter of the mean loss over all that the windows ask, and their tally.
+
+        The windows follow one another; the state is carried through them and on to the next call.
+        """
+        shards = range(len(self._carried))
+        if self._pool is None:
+            results = [self._run(k, windows) for k in shards]
+        else:
+            results = [job.result() for job in [self._pool.submit(self._run, k, windows) for k in shards]]
+        (gradients, tally), *others = results
+        for more, found in others:  # in fixed order, so that a sum is the same in every run
+            torch._foreach_add_(gradients, more)
+            tally = tally + found
+        # Each was divided by the characters read; the mean is over those that were asked.
+        torch._foreach_mul_(gradients, (_chars(windows) / tally.count.clamp(min=1)).to(gradients[0].dtype))
+        return gradients, tally
+
+    def _run(self, k: int, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally]:
+        # autograd.grad and not backward: threads would add into the same .grad. Autocast is entered here because it is a thread's own.
+        gradients: list[Tensor] = []
+        tally = Tally.zero(self._device)
+        for window in windows:
+            part = self._part(window, k)
+            with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+                loss, found, self._carried[k] = self._task.loss(
+                    self._model, part, carry(self._carried[k], part), generator=self._generators[k], label_smoothing=self._label_smoothing
+                )
+            # Divided first, so that the scale of fp16 meets numbers of order one.
+            new = torch.autograd.grad(self._scaler.scale(loss / _chars(windows)), self._parameters)
+            if gradients:
+                torch._foreach_add_(gradients, new)
+            else:
+                gradients = [gradient.contiguous() for gradient in new]
+            tally = tally + found
+        return gradients, tally
+
+    def _part(self, batch: Batch, k: int) -> Batch:
+        if len(self._carried) == 1:
+            return batch
+        start, stop = self._edges[k], self._edges[k + 1]
+        lengths = None if batch.lengths is None else batch.lengths[start:stop]
+        return Batch(batch.inputs[:, start:stop].contiguous(), batch.targets[:, start:stop].contiguous(), lengths, batch.continues)
+
+    def reseed(self, step: int) -> None:
+        """Fresh generators, from (seed, rank, shard, step)."""
+        self._generators = [seeded(self._device, self._seed, 0, k, step) for k in range(len(self._carried))]
+
+    def generator_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._generators]
+
+    def load_generator_states(self, states: Sequence[Tensor]) -> bool:
+        """False, and nothing changed, where the states are those of another number of shards."""
+        if len(states) != len(self._generators):
+            return False
+        for generator, state in zip(self._generators, states):
+            generator.set_state(state)
+        return True
+
+    def carried(self) -> State | None:
+        """The state after the last window, joined over the columns: a layer (h,) or (h, c), each (B, H)."""
+        parts = [state for state in self._carried if state is not None]
+        if len(parts) < len(self._carried):
+            return None
+        return tuple(tuple(torch.cat([s.detach() for s in same]) for same in zip(*layers)) for layers in zip(*parts))
+
+    def load_carried(self, state: State | None) -> None:
+        """Continue from a joined state; None: from the beginning of a text."""
+        for k in range(len(self._carried)):
+            columns = slice(self._edges[k], self._edges[k + 1])
+            self._carried[k] = None if state is None else tuple(tuple(s[columns].to(self._device) for s in layer) for layer in state)
+
+
+def _chars(windows: Sequence[Batch]) -> int:
+    return sum(window.chars for window in windows)

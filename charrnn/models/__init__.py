@@ -1,0 +1,1 @@
+"""Architectures: layers put together, and the parameters of a whole model."""

@@ -1,0 +1,108 @@
+"""Optimizer, learning-rate schedule, weight average and the watch over the loss, each from the configuration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from charrnn.config import TrainConfig
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `config` names. Weight decay pulls on matrices only: a bias has no scale to keep small."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    rate, betas = config.learning_rate, (config.momentum, config.beta2)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate, alpha=config.beta2)
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+
+
+class Schedule:
+    """What multiplies `learning_rate` at a step: warm-up by steps, then a curve over the run's progress."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._scale = 1.0  # plateau: what the evaluations have left of the rate
+        self._best = math.inf
+        self._stale = 0
+
+    def factor(self, progress: float, step: int) -> float:
+        """For the step after `step` steps, with `progress` in 0..1 of the run behind it."""
+        config, progress = self._config, min(max(progress, 0.0), 1.0)
+        warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        floor = config.min_learning_rate
+        if config.schedule == "cosine":
+            return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if config.schedule == "linear":
+            return warmup * (floor + (1 - floor) * (1 - progress))
+        if config.schedule == "plateau":
+            return warmup * max(floor, self._scale)
+        return warmup
+
+    def observe(self, value: float) -> None:
+        """Tell the plateau schedule what an evaluation gave; lower is better."""
+        if value < self._best:
+            self._best, self._stale = value, 0
+            return
+        self._stale += 1
+        if self._stale >= self._config.plateau_patience:
+            self._scale, self._stale = self._scale * self._config.plateau_factor, 0
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"scale": self._scale, "best": self._best, "stale": self._stale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scale, self._best, self._stale = float(state["scale"]), float(state["best"]), int(state["stale"])
+
+
+class Average:
+    """An exponential average of the weights over the steps, held by a model of its own that can be evaluated and saved."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._decay = decay
+        self._averaged: list[Tensor] = list(self.model.parameters())
+        self._followed: list[Tensor] = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Follow the weights after `step` steps. Early on the average is short, so that the first weights are soon forgotten."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averaged, self._followed, 1 - decay)
+
+
+@dataclass
+class LossWatch:
+    """Notices a loss that has left the road: not finite, or three times its running mean."""
+
+    mean: float = 0.0
+    steps: int = 0
+    WARM_IN: ClassVar[int] = 50  # steps before the mean means anything
+    LIMIT: ClassVar[float] = 3.0
+
+    def healthy(self, nats_per_char: float, steps: int = 1) -> bool:
+        """Take in the loss of the last `steps` steps; a loss that is refused does not enter the mean."""
+        if not math.isfinite(nats_per_char):
+            return False
+        if self.steps >= self.WARM_IN and nats_per_char > self.LIMIT * self.mean:
+            return False
+        self.steps += steps
+        self.mean += (nats_per_char - self.mean) * max(1 - 0.98**steps, steps / self.steps)
+        return True
+
+    def state_dict(self) -> dict[str, float | int]:
+        return asdict(self)

@@ -1,0 +1,77 @@
+"""What a run would be, in numbers, before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from charrnn.device import resolve_precision
+from charrnn.gradients import shard_count
+from charrnn.models.char_rnn import count_parameters
+from charrnn.ops.cells import CELLS
+from charrnn.tasks.task import Task
+
+OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: int
+    characters: int  # to train on
+    characters_per_parameter: float
+    memory_bytes: int  # an estimate, of tensors alone
+    vocabulary_size: int
+    steps_per_epoch: int  # windows in one pass
+    device: str
+    precision: str
+    threads: int  # that share the columns of a batch
+    notes: list[str]
+    warnings: list[str]
+
+    def summary(self) -> str:
+        return (
+            f"{self.parameters:,} parameters, {self.characters:,} characters to train on "
+            f"({self.characters_per_parameter:.2g} per parameter), vocabulary {self.vocabulary_size:,}, "
+            f"about {max(1, round(self.memory_bytes / MIB)):,} MiB, {self.device} in {self.precision}"
+        )
+
+
+def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
+    """The plan of a task with its model on a device."""
+    config = task.config
+    first = next(iter(task.batches("train"))).inputs  # (T, B)
+    parameters, characters = count_parameters(model), len(task.corpus.split("train"))
+    per_parameter = characters / parameters
+    warnings = []
+    if per_parameter < 1:
+        warnings.append(
+            f"the model is far too large for the text: {parameters:,} parameters for {characters:,} characters, "
+            "so it will learn the text by heart; lower model.hidden_size, raise model.dropout, or add text"
+        )
+    return Plan(
+        parameters=parameters,
+        characters=characters,
+        characters_per_parameter=per_parameter,
+        memory_bytes=_memory(task, parameters, first.numel()),
+        vocabulary_size=len(task.vocabulary),
+        steps_per_epoch=task.steps_per_epoch(),
+        device=str(device),
+        precision=str(resolve_precision(config.train.precision, device)).removeprefix("torch."),
+        threads=shard_count(device, first.size(1)),
+        notes=task.notes(),
+        warnings=warnings,
+    )
+
+
+def _memory(task: Task, parameters: int, chars: int) -> int:
+    """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of a window."""
+    model, train = task.config.model, task.config.train
+    kept = 1 + OPTIMIZER_COPIES[train.optimizer] + (1 if train.ema_decay else 0)
+    weights = parameters * (2 * kept + 1)  # the last good state doubles what is kept; the gradients are not
+    # A layer keeps its input's product and its gates, their derivatives, states, outputs; the head its logits and theirs.
+    layer = 2 * CELLS[model.cell].gates * model.hidden_size + 4 * model.hidden_size
+    window = chars * (2 * model.embedding_size + model.num_layers * layer + 4 * len(task.vocabulary))
+    return 4 * (weights + window)

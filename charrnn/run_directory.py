@@ -1,0 +1,113 @@
+"""The directory of a run: what it may be started in, what is written there, and what is taken away again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from charrnn import __version__
+from charrnn.checkpoint import WriteError, write_atomically
+from charrnn.config import Config, load_config
+from charrnn.errors import UserError
+
+JOURNALS = ("metrics.jsonl", "samples.txt")
+FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+
+# What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
+# in the text mean nothing under another optimizer or other windows.
+FIXED = ("task", "seed", "data", "model", "train.optimizer", "train.batch_size", "train.tbptt_window")
+FREE = ("data.cache", "model.backend")
+
+
+class RunDirectory:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.state = path / "config.yaml", path / "last.state.pt"
+        self.best, self.last = path / "best.safetensors", path / "last.safetensors"
+
+    def refuse(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+        """Raises UserError where that run may not be started here. Changes nothing."""
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other; resume continues the run, overwrite deletes it")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; name a directory in `run`")
+        if self.config.exists():
+            if not (resume or overwrite):
+                remedy = "continue it with --resume, delete it with --overwrite, or name another directory in `run`"
+                raise UserError(f"{self.path}: holds a run already; {remedy}")
+            if resume:
+                refuse_changes(load_config(self.config), config, str(self.path))
+            return
+        foreign = [p.name for p in self.path.iterdir() if not _is_partial(p)] if self.path.exists() else []
+        if foreign:
+            raise UserError(f"{self.path}: is not a run and not empty (it holds {foreign[0]!r}); name another directory in `run`")
+
+    def make(self, config: Config, *, resume: bool) -> None:
+        """Make the directory ready. What a run before this one left is taken away, unless it is resumed. Raises WriteError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in list(self.path.iterdir()):
+                if _is_partial(file) or (file.name in FILES and not resume):
+                    file.unlink()
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written: {error.strerror or error}; name another directory in `run`") from None
+        command = f"charrnn train --config {self.config} --resume"
+        write_atomically(self.config, f"# Written by charrnn {__version__}. To go on with this run: {command}\n{config.to_yaml()}".encode())
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl. What is not finite becomes null, which JSON can say."""
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        self._append("metrics.jsonl", json.dumps(plain) + "\n")
+
+    def append_sample(self, heading: str, text: str) -> None:
+        self._append("samples.txt", f"=== {heading} ===\n{text}\n\n")
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.path / name
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.write(text)
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)  # no half line
+            raise WriteError(f"{path}: cannot be written: {error.strerror or error}; free some space") from None
+
+    def journal_sizes(self) -> dict[str, int]:
+        return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in JOURNALS}
+
+    def cut_journals(self, sizes: dict[str, int]) -> None:
+        """Take away what was reported after a state that the run goes back to, so that no step stands there twice."""
+        for name in JOURNALS:
+            path = self.path / name
+            if path.exists() and path.stat().st_size > sizes.get(name, 0):
+                os.truncate(path, sizes.get(name, 0))
+
+
+def refuse_changes(before: Config, now: Config, place: str) -> None:
+    """Raises UserError naming the first setting that a resumed run may not change."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
+        if fixed and key not in FREE and old.get(key) != new.get(key):
+            raise UserError(
+                f"{place}: cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
+                f"set it back, or start another run with --init-from {place}"
+            )
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat
+
+
+def _is_partial(path: Path) -> bool:
+    """What write_atomically leaves behind when it is killed."""
+    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in FILES)

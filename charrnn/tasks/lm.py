@@ -1,0 +1,129 @@
+"""Task `lm`: the next character from the ones before.
+
+Axes: T time, B batch, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charrnn.config import Config
+from charrnn.data.batch import IGNORED, Batch
+from charrnn.data.corpus import SPLITS, Corpus
+from charrnn.data.streams import EvaluationStreams, Streams, fit
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import DataError, UserError, did_you_mean
+from charrnn.metrics import Tally, sum_dtype
+from charrnn.models.char_rnn import CharRNN
+from charrnn.tasks.task import State
+
+EVALUATION_COLUMNS = 8
+EVALUATION_COLUMN = 2000  # characters that a column should have before another one is opened
+PREVIEW_TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    config: Config
+    corpus: Corpus
+    name: ClassVar[str] = "lm"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.corpus.vocabulary
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return CharRNN(self.config.model, len(self.vocabulary))
+
+    def batches(self, split: str, *, first: int = 0) -> Iterator[Batch]:
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        if split == "train":
+            return self._train_streams().batches(first)
+        ids = self.corpus.split(split)
+        if len(ids) < 2:
+            raise DataError(
+                f"data.{split}_fraction: the {split} split holds {len(ids)} characters; expected at least 2, "
+                "so raise the fraction or add text"
+            )
+        columns = max(1, min(EVALUATION_COLUMNS, (len(ids) - 1) // EVALUATION_COLUMN))
+        return self._forgetting(EvaluationStreams(ids, self.vocabulary.unknown, columns).batches(first=first))
+
+    def steps_per_epoch(self) -> int:
+        return self._train_streams().windows
+
+    def loss(
+        self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tally, State]:
+        device = next(model.parameters()).device
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device).flatten()  # (T, B), (T·B,)
+        logits, state = model(inputs, state, generator=generator)
+        logits = logits.flatten(0, 1).float()  # (T·B, V)
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+        with torch.no_grad():
+            nats = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") if label_smoothing else loss.detach()
+            correct = (logits.argmax(-1) == targets).sum()  # no id is IGNORED
+            tally = Tally(nats.to(sum_dtype(device)), (targets != IGNORED).sum(), correct)
+        return loss, tally, state
+
+    def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
+        """Begins as a document begins; where the corpus has documents, one that ends is followed by the next."""
+        vocabulary = self.vocabulary
+        device = next(model.parameters()).device
+        end = vocabulary.end
+        gap = "\n" if self.config.data.documents == "lines" else "\n\n"
+        if end is not None:
+            chosen = end
+        else:
+            chosen = vocabulary.id("\n") if "\n" in vocabulary else int(self.corpus.split("train")[0])
+        state: State | None = None
+        written: list[str] = []
+        training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                for _ in range(length):
+                    logits, state = model(torch.tensor([[chosen]], device=device), state)  # (1, 1, V)
+                    scores = logits[0, 0].float().to(generator.device) / PREVIEW_TEMPERATURE  # (V,)
+                    scores[vocabulary.unknown] = -torch.inf
+                    chosen = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+                    written.append(gap if chosen == end else vocabulary.decode([chosen]))
+        finally:
+            model.train(training)
+        return "".join(written)
+
+    def notes(self) -> list[str]:
+        wanted, streams = self.config.train, self._train_streams()
+        train, val = len(self.corpus.split("train")), len(self.corpus.split("val"))
+        notes = [
+            f"{name} {before} shrunk to {after}: the text has only {train:,} characters to train on"
+            for name, before, after in (
+                ("batch_size", wanted.batch_size, streams.batch_size),
+                ("tbptt_window", wanted.tbptt_window, streams.window),
+            )
+            if after < before
+        ]
+        if val < 2:
+            notes.append(f"the val split holds {val} characters, so there is nothing to evaluate on; raise data.val_fraction or add text")
+        if self.corpus.unknown:
+            share = self.corpus.unknown / len(self.corpus.ids)
+            notes.append(f"{self.corpus.unknown:,} characters ({share:.2%}) are outside the vocabulary: read as unknown, and not scored")
+        return notes
+
+    def _train_streams(self) -> Streams:
+        return fit(self.corpus, "train", self.config.train.batch_size, self.config.train.tbptt_window)
+
+    def _forgetting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for index, batch in enumerate(batches):
+            yield batch
+            if index % 256 == 255:
+                self.corpus.forget_pages()
+        self.corpus.forget_pages()

@@ -1,0 +1,454 @@
+"""The training loop: step, report, evaluate, save, and what happens when something goes wrong between them.
+
+Nothing here knows a task, a cell or a backend. Nothing here prints: a Reporter is told.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from charrnn.checkpoint import Loaded, WriteError, check_shapes, copy_weights, find_model, load_model, load_state, save_model, save_state
+from charrnn.config import Config
+from charrnn.data.batch import Batch
+from charrnn.data.corpus import load_corpus
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.device import resolve_device, resolve_precision
+from charrnn.errors import CheckpointError, UserError
+from charrnn.evaluation import evaluate
+from charrnn.gradients import Shards, seeded, shard_count
+from charrnn.interrupt import Interrupt
+from charrnn.metrics import Tally
+from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer
+from charrnn.planning import Plan, describe
+from charrnn.run_directory import RunDirectory
+from charrnn.tasks import build_task
+from charrnn.tasks.task import Task
+
+__all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
+
+Status = Literal["finished", "interrupted", "early_stopped", "already_finished", "diverged"]
+RETREATS = 3  # times that a run goes back before it gives up
+VALUE = "val_nats_per_char"  # what makes a model the best
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The steps since the last report, under the names of metrics.jsonl."""
+
+    step: int
+    epoch: float  # passes over the train split
+    seconds: float  # of training, evaluations and resumed runs included
+    chars: int  # read since the run began
+    nats_per_char: float
+    bits_per_char: float
+    perplexity: float
+    accuracy: float
+    grad_norm: float
+    learning_rate: float
+    chars_per_second: float  # of training, evaluations left out
+    progress: float  # 0..1 of the run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    best: dict[str, float]  # val_ metrics; empty where there is no val split
+    best_step: int
+    last: dict[str, float]
+    steps: int
+    seconds: float
+    run: Path
+    status: Status
+
+
+class Reporter(Protocol):
+    """Who tells a person. A KeyboardInterrupt raised in here ends the run as Ctrl-C does: saved, and resumable."""
+
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def encoding(self, done: int, total: int) -> None: ...
+    def step(self, report: StepReport) -> None: ...
+    def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
+    def done(self, outcome: Outcome) -> None: ...
+
+
+@dataclass
+class Counters:
+    """The plain numbers that a run must remember of itself."""
+
+    step: int = 0
+    chars: int = 0
+    epoch: int = 0  # passes completed
+    window: int = 0  # windows read of the pass that is under way
+    seconds: float = 0.0
+    reported: int = 0  # the step at which that was last done
+    evaluated: int = 0
+    saved: int = 0
+    learning_rate_scale: float = 1.0  # halved by each retreat
+    retreats: int = 0  # since the validation loss last improved
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    stale: int = 0  # evaluations since the best
+
+
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter
+) -> Outcome:
+    """Train what `config` describes into its run directory. Raises UserError for what the user can mend."""
+    run = RunDirectory(Path(config.run).expanduser())
+    run.refuse(config, resume=resume, overwrite=overwrite)
+    device = resolve_device(config.device)
+    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
+    state = load_state(run.state) if resume and run.state.exists() else None
+    weights = load_model(find_model(init_from)) if init_from and state is None else None
+    trainer = Trainer(task, run, reporter, device)
+    if weights is not None:
+        trainer.begin_with(weights)
+    if state is not None:
+        trainer.resume(state)
+        if ended := trainer.already_finished():
+            reporter.done(ended)
+            return ended
+    run.make(config, resume=state is not None)
+    for note in (trainer.plan.summary(), *trainer.plan.notes):
+        reporter.note(note)
+    for warning in trainer.plan.warnings:
+        reporter.warn(warning)
+    outcome = trainer.train()
+    reporter.done(outcome)
+    return outcome
+
+
+def plan(config: Config, reporter: Reporter | None = None) -> Plan:
+    """What `train` would do, without doing it."""
+    device = resolve_device(config.device)
+    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding if reporter else None))
+    return describe(task, task.model(), device)
+
+
+class Trainer:
+    """One run. All that changes from step to step is in `capture`, and `restore` puts it back."""
+
+    def __init__(self, task: Task, run: RunDirectory, reporter: Reporter, device: torch.device) -> None:
+        self.task, self.run, self.reporter, self.device = task, run, reporter, device
+        self.config, settings = task.config, task.config.train
+        self.settings = settings
+        model = task.model()
+        self.plan = describe(task, model, device)
+        self.model = model.to(device).train()
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(settings, self.model)
+        self.schedule = Schedule(settings)
+        self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
+        precision = resolve_precision(settings.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        columns = next(iter(task.batches("train"))).inputs.size(1)
+        self.shards = Shards(
+            task, self.model, columns, shard_count(device, columns),
+            precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
+        )  # fmt: skip
+        self.steps_per_epoch = task.steps_per_epoch()
+        self.has_val = _can_be_scored(task)
+        self.interrupt = Interrupt()
+        self.watch = LossWatch()
+        self.counters = Counters()
+        self.windows = task.batches("train")
+        self.since_report = self.since_check = Tally.zero(device)
+        self.chars_reported, self.pace_seconds, self.checked = 0, 0.0, 0
+        self.grad_norm = torch.zeros((), device=device)
+        self.learning_rate = 0.0
+        self.started = time.monotonic()
+        self.good: dict[str, Any] = {}
+
+    def train(self) -> Outcome:
+        """Run to the end, whichever end it is, and leave the run directory complete. Raises WriteError when it cannot."""
+        self.started = time.monotonic() - self.counters.seconds
+        with self.interrupt.listening(), self.shards:
+            self.good = self.capture()
+            try:
+                status = self._loop()
+            except KeyboardInterrupt:
+                status = "interrupted"
+            with self.interrupt.ignored():
+                self.save()
+        return self._outcome(status)
+
+    def _loop(self) -> Status:
+        settings = self.settings
+        while True:
+            counters = self.counters  # a retreat puts others in their place
+            self._when_due(settings.log_every, counters.reported, self.report)
+            self._when_due(settings.evaluate_every, counters.evaluated, self.evaluate)
+            self._when_due(settings.save_every, counters.saved, self.save)
+            if ended := self._ended():
+                if counters.reported != counters.step:
+                    self.report()
+                if counters.evaluated != counters.step:
+                    self.evaluate()
+                return ended
+            with self.interrupt.held():
+                healthy = self.step()
+            if not healthy and not self.retreat():
+                return "diverged"
+
+    def step(self) -> bool:
+        """One optimizer step; False where the loss shows that the weights have gone astray."""
+        started = time.perf_counter()
+        counters, settings = self.counters, self.settings
+        self.learning_rate = settings.learning_rate * counters.learning_rate_scale * self.schedule.factor(self.progress(), counters.step)
+        windows = [self._next_window() for _ in range(settings.accumulate)]
+        gradients, tally = self.shards.gradients(windows)
+        for parameter, gradient in zip(self.parameters, gradients):
+            parameter.grad = gradient
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        counters.step += 1
+        counters.chars += sum(window.chars for window in windows)
+        if self.average:
+            self.average.update(counters.step)
+        self.since_report, self.since_check = self.since_report + tally, self.since_check + tally
+        healthy = self._check()
+        self.pace_seconds += time.perf_counter() - started
+        return healthy
+
+    def _check(self) -> bool:
+        # Reading a number from a GPU waits for all that was asked of it, so there the loss is looked at only when it is reported.
+        self.checked += 1
+        if self.device.type != "cpu" and self.counters.step % self.settings.log_every:
+            return True
+        found, steps = self.since_check, self.checked
+        self.since_check, self.checked = Tally.zero(self.device), 0
+        nats = float(found.nats) / max(1, int(found.count))
+        # The scale of fp16 is found by overflowing it; GradScaler leaves such steps out.
+        finite = self.scaler.is_enabled() or math.isfinite(float(self.grad_norm))
+        return finite and self.watch.healthy(nats, steps)
+
+    def retreat(self) -> bool:
+        """Back to the last good state with half the learning rate; False where that has been done often enough."""
+        at, before = self.counters.step, self.counters
+        self.restore(self.good)
+        self.counters.learning_rate_scale = before.learning_rate_scale
+        if before.retreats >= RETREATS:
+            self.reporter.warn(
+                f"step {at}: the loss has run away again after going back {RETREATS} times; the last good state is kept; "
+                "lower train.learning_rate and go on with --resume"
+            )
+            return False
+        self.counters.retreats = before.retreats + 1
+        self.counters.learning_rate_scale /= 2
+        rate = self.settings.learning_rate * self.counters.learning_rate_scale
+        self.reporter.warn(
+            f"step {at}: the loss is not finite or three times its running mean; back to step {self.counters.step} "
+            f"with the learning rate halved to {rate:.2g} ({self.counters.retreats} of {RETREATS})"
+        )
+        return True
+
+    def report(self) -> None:
+        """Tell how the steps since the last report went, and remember this state as a good one."""
+        counters, pace = self.counters, max(self.pace_seconds, 1e-9)
+        if int(self.since_report.count) == 0:  # nothing but unknown characters: there is no mean to tell
+            counters.reported = counters.step
+            return
+        report = StepReport(
+            step=counters.step,
+            epoch=round(self.epochs(), 4),
+            seconds=round(self.seconds(), 3),
+            chars=counters.chars,
+            **self.since_report.as_metrics(),
+            grad_norm=float(self.grad_norm),
+            learning_rate=self.learning_rate,
+            chars_per_second=round((counters.chars - self.chars_reported) / pace, 1),
+            progress=min(1.0, self.progress()),
+        )
+        with self.interrupt.held():
+            counters.reported = counters.step
+            self.since_report, self.chars_reported, self.pace_seconds = Tally.zero(self.device), counters.chars, 0.0
+            self.run.append_metrics({key: value for key, value in asdict(report).items() if key != "progress"})
+            self.good = self.capture()
+        self.reporter.step(report)
+
+    def evaluate(self) -> None:
+        """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
+        counters, shown = self.counters, self.average.model if self.average else self.model
+        metrics = evaluate(self.task, shown, "val").tally.as_metrics("val_") if self.has_val else {}
+        sample = self.task.preview(shown, seeded(torch.device("cpu"), self.config.seed, counters.step))
+        # Without a val split there is nothing to choose by: the last is the best.
+        is_best = not self.has_val or metrics[VALUE] < counters.best.get(VALUE, math.inf)
+        with self.interrupt.held():
+            counters.evaluated, counters.last = counters.step, metrics
+            counters.stale = 0 if is_best else counters.stale + 1
+            if self.has_val:
+                self.schedule.observe(metrics[VALUE])
+            if is_best:
+                save_model(self.run.best, shown, self.config, self.task.vocabulary, counters.step, metrics)
+                counters.best, counters.best_step, counters.retreats = metrics, counters.step, 0
+            if metrics:
+                where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
+                self.run.append_metrics(where | {"chars": counters.chars} | metrics)
+            value = f", {metrics[VALUE]:.4f} nats per character" if metrics else ""
+            self.run.append_sample(f"step {counters.step}{value}", sample)
+            self.good = self.capture()
+        self.reporter.evaluated(metrics, sample, is_best)
+
+    def save(self) -> None:
+        """Write what the run can be resumed from: last.state.pt alone is enough, so a crash between the two files harms nothing."""
+        counters, shown = self.counters, self.average.model if self.average else self.model
+        with self.interrupt.held():
+            counters.saved = counters.step
+            save_state(self.run.state, self.capture())
+            metrics = counters.last if counters.evaluated == counters.step else {}
+            save_model(self.run.last, shown, self.config, self.task.vocabulary, counters.step, metrics)
+
+    def capture(self) -> dict[str, Any]:
+        """A copy of all that the next steps depend on: tensors and plain types."""
+        self.counters.seconds = self.seconds()
+        tally = self.since_report
+        return copy.deepcopy(
+            {
+                "model": {name: parameter.detach() for name, parameter in self.model.named_parameters()},
+                "average": {name: p.detach() for name, p in self.average.model.named_parameters()} if self.average else None,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "watch": self.watch.state_dict(),
+                "generators": self.shards.generator_states(),
+                "carried": self.shards.carried(),
+                "counters": asdict(self.counters),
+                "since_report": (tally.nats, tally.count, tally.correct),
+                "pace": {"chars": self.chars_reported, "seconds": self.pace_seconds},
+                "last_step": {"grad_norm": self.grad_norm, "learning_rate": self.learning_rate},
+                "journals": self.run.journal_sizes(),
+                "text": _fingerprint(self.task),
+            }
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a captured state; the state itself is left as it is."""
+        state = copy.deepcopy(state)
+        copy_weights(state["model"], self.model)
+        if self.average:
+            copy_weights(state["average"] or state["model"], self.average.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.watch = LossWatch(**state["watch"])
+        self.counters = Counters(**state["counters"])
+        if not self.shards.load_generator_states(state["generators"]):
+            self.shards.reseed(self.counters.step)
+            self.reporter.note("resumed with another number of threads: dropout draws anew, so the run is no longer the same to the bit")
+        self.shards.load_carried(state["carried"])
+        self.windows = self.task.batches("train", first=self.counters.window)
+        self.since_report = Tally(*(part.to(self.device) for part in state["since_report"]))
+        self.since_check, self.checked = Tally.zero(self.device), 0
+        self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
+        self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"], state["last_step"]["learning_rate"]
+        self.run.cut_journals(state["journals"])
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up a saved state. Raises UserError where the text is no longer the one it was saved from."""
+        if state["text"] != _fingerprint(self.task):
+            remedy = f"put it back, or start another run with --init-from {self.run.path}"
+            raise UserError(f"{self.run.path}: cannot resume: the text has changed since; {remedy}")
+        try:
+            self.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.run.state}: does not fit this run: {error}; start again with --overwrite") from error
+        self.counters.retreats = 0  # whoever resumes a run that gave up wants it to try
+        self.started = time.monotonic() - self.counters.seconds
+
+    def begin_with(self, loaded: Loaded) -> None:
+        """Start from the weights of another model. Raises CheckpointError where they do not fit."""
+        _refuse_vocabulary(loaded, self.task.vocabulary)
+        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        check_shapes({name: tuple(w.shape) for name, w in loaded.weights.items()}, expected, f"{loaded.path}: ")
+        copy_weights(loaded.weights, self.model)
+        if self.average:
+            copy_weights(loaded.weights, self.average.model)
+
+    def already_finished(self) -> Outcome | None:
+        return self._outcome("already_finished") if self._ended() and self.counters.evaluated == self.counters.step else None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def epochs(self) -> float:
+        return self.counters.epoch + self.counters.window / self.steps_per_epoch
+
+    def progress(self) -> float:
+        """The largest share used up of the limits that are set; 1 and more is the end."""
+        settings = self.settings
+        used = [
+            self.counters.step / settings.max_steps if settings.max_steps else 0.0,
+            self.epochs() / settings.max_epochs if settings.max_epochs else 0.0,
+            self.seconds() / (60 * settings.max_minutes) if settings.max_minutes else 0.0,
+        ]
+        return max(used)
+
+    def _ended(self) -> Status | None:
+        if self.settings.patience and self.counters.stale >= self.settings.patience:
+            return "early_stopped"
+        return "finished" if self.progress() >= 1 else None
+
+    def _when_due(self, every: int, last: int, action: Callable[[], None]) -> None:
+        step = self.counters.step
+        if step == 0 or step % every or last == step:
+            return
+        try:
+            action()
+        except WriteError as problem:  # a full disk now is no reason to lose what is in memory; at the end it is an error
+            self.reporter.warn(f"{problem}; training goes on")
+
+    def _next_window(self) -> Batch:
+        counters = self.counters
+        window = next(self.windows, None)
+        if window is None:
+            counters.epoch, counters.window = counters.epoch + 1, 0
+            self.windows = self.task.batches("train")
+            window = next(self.windows)
+        counters.window += 1
+        return window
+
+    def _outcome(self, status: Status) -> Outcome:
+        counters = self.counters
+        return Outcome(counters.best, counters.best_step, counters.last, counters.step, counters.seconds, self.run.path, status)
+
+
+def _can_be_scored(task: Task) -> bool:
+    """Whether the val split asks for any character at all."""
+    ids, unknown = task.corpus.split("val"), task.vocabulary.unknown
+    return any(bool(np.any(ids[start : start + 65536] != unknown)) for start in range(1, len(ids), 65536))
+
+
+def _fingerprint(task: Task) -> dict[str, Any]:
+    return {"vocabulary": task.vocabulary.to_json(), "train_chars": len(task.corpus.split("train"))}
+
+
+def _refuse_vocabulary(loaded: Loaded, vocabulary: Vocabulary) -> None:
+    if loaded.vocabulary == vocabulary:
+        return
+    new = [c for c in vocabulary.characters if c not in loaded.vocabulary]
+    gone = [c for c in loaded.vocabulary.characters if c not in vocabulary]
+    parts = [f"the text has {len(new)} characters that it does not know ({_some(new)})"] if new else []
+    parts += [f"it knows {len(gone)} characters that the text lacks ({_some(gone)})"] if gone else []
+    parts += ["one of them was made for documents and the other for a stream"] if not parts else []
+    remedy = "train on the text it was made for, or without --init-from"
+    raise CheckpointError(f"{loaded.path}: cannot start from it: {', and '.join(parts)}; {remedy}")
+
+
+def _some(characters: list[str]) -> str:
+    return " ".join(map(repr, characters[:8])) + (" …" if len(characters) > 8 else "")

@@ -1,0 +1,195 @@
+"""The stack is torch.nn's: same parameters, same start, same outputs and gradients; then what torch.nn does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from charrnn.layers.recurrent import RecurrentStack
+from charrnn.ops.cells import CELLS, State
+
+# T time, B batch, I input_size, H hidden_size
+T, B, I, H, DEPTH = 7, 3, 5, 6, 3
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+def stock(cell: str, num_layers: int = DEPTH, bias: bool = True) -> nn.RNNBase:
+    if cell == "lstm":
+        return nn.LSTM(I, H, num_layers, bias=bias)
+    if cell == "gru":
+        return nn.GRU(I, H, num_layers, bias=bias)
+    return nn.RNN(I, H, num_layers, nonlinearity=cell.removeprefix("rnn_"), bias=bias)
+
+
+def stack(cell: str = "lstm", num_layers: int = DEPTH, **options: Any) -> RecurrentStack:
+    torch.manual_seed(0)
+    return RecurrentStack(cell, I, H, num_layers, **options)
+
+
+def text(steps: int = T, device: str = "cpu") -> Tensor:
+    return torch.randn(steps, B, I, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def some_state(cell: str, num_layers: int = DEPTH, device: str = "cpu") -> tuple[State, ...]:
+    generator = torch.Generator().manual_seed(2)
+    names = CELLS[cell].state_names
+    return tuple(tuple(torch.randn(B, H, generator=generator).to(device).requires_grad_() for _ in names) for _ in range(num_layers))
+
+
+def gradient(of: Tensor) -> Tensor:
+    assert of.grad is not None
+    return of.grad
+
+
+def assert_states_equal(got: tuple[State, ...], expected: tuple[State, ...]) -> None:
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_parameters_and_initialisation_are_torchs(cell: str, bias: bool) -> None:
+    ours = stack(cell, bias=bias).state_dict()
+    torch.manual_seed(0)
+    theirs = stock(cell, bias=bias).state_dict()
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["state", "no-state"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_outputs_states_and_gradients_are_torchs(cell: str, device: str, bias: bool, given: bool) -> None:
+    ours, theirs = stack(cell, bias=bias).to(device), stock(cell, bias=bias).to(device)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x, theirs_x = text(device=device).requires_grad_(), text(device=device).requires_grad_()
+    state = some_state(cell, device=device) if given else None
+    outputs, after = ours(x, state)
+
+    stacked = [torch.stack(parts).detach().requires_grad_() for parts in zip(*state)] if state else None  # (h,) or (h, c)
+    hx = None if stacked is None else tuple(stacked) if cell == "lstm" else stacked[0]
+    expected, final = theirs(theirs_x, hx)
+    finals = final if cell == "lstm" else (final,)
+    torch.testing.assert_close(outputs, expected)
+    assert_states_equal(after, tuple(zip(*(f.unbind(0) for f in finals))))
+
+    (outputs.square().sum() + sum(s.sum() for layer in after for s in layer)).backward()
+    (expected.square().sum() + sum(f.sum() for f in finals)).backward()
+    torch.testing.assert_close(x.grad, theirs_x.grad)
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-4)
+    if state and stacked:
+        for index, theirs_s in enumerate(stacked):
+            torch.testing.assert_close(torch.stack([gradient(layer[index]) for layer in state]), theirs_s.grad)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_two_windows_with_the_state_carried_are_one(cell: str, layer_norm: bool) -> None:
+    model, x = stack(cell, layer_norm=layer_norm), text()
+    whole, after = model(x, None)
+    first, middle = model(x[:3], None)
+    second, last = model(x[3:], middle)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    assert_states_equal(last, after)
+
+
+def test_no_state_is_zeros() -> None:
+    model, x = stack(), text()
+    state = model.initial_state(B, x)
+    assert len(state) == DEPTH and all(s.shape == (B, H) and not s.any() for layer in state for s in layer)
+    assert torch.equal(model(x, state)[0], model(x, None)[0])
+
+
+def test_a_state_of_another_depth_is_refused() -> None:
+    with pytest.raises(ValueError, match="state is that of 2 layers; expected 3"):
+        stack()(text(), some_state("lstm", 2))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_are_those_of_packed_sequences(cell: str) -> None:
+    model, lengths = stack(cell), torch.tensor([7, 4, 1])
+    outputs, after = model(text(), None, lengths=lengths)
+    for column, length in enumerate(lengths.tolist()):
+        alone, final = model(text()[:length, column : column + 1], None)
+        torch.testing.assert_close(outputs[:length, column], alone[:, 0])
+        assert_states_equal(tuple(tuple(s[column : column + 1] for s in layer) for layer in after), final)
+
+
+@pytest.mark.parametrize("backend", ["reference", "explicit", "fused"])
+def test_backends_agree(backend: str) -> None:
+    torch.testing.assert_close(stack(backend=backend)(text(), None)[0], stack()(text(), None)[0])
+
+
+def test_layer_norm_normalises_what_is_handed_up_and_not_the_state() -> None:
+    plain, normed = stack(num_layers=1), stack(num_layers=1, layer_norm=True)
+    outputs, after = plain(text(), None)
+    got, state = normed(text(), None)
+    torch.testing.assert_close(got, nn.functional.layer_norm(outputs, (H,)))
+    assert_states_equal(state, after)
+    assert [name for name, _ in normed.named_parameters() if name.startswith("norms")] == ["norms.0.weight", "norms.0.bias"]
+    assert stack(layer_norm=True)(text(), None)[0].mean(-1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_weight_drop_leaves_the_weight_itself_and_its_gradient_is_masked(cell: str, backend: str) -> None:
+    model = stack(cell, num_layers=1, weight_hh=0.5, backend=backend)
+    weight = model.get_parameter("weight_hh_l0")
+    before = weight.detach().clone()
+    outputs, _ = model(text(), None, generator=torch.Generator().manual_seed(3))
+    outputs.square().sum().backward()
+    assert torch.equal(weight, before)
+    dropped = gradient(weight).eq(0).double().mean().item()
+    assert 0.2 < dropped < 0.8 if cell != "rnn_relu" else dropped > 0.2
+    plain = stack(cell, num_layers=1)
+    assert not torch.equal(plain(text(), None)[0], outputs)
+    assert torch.equal(model.eval()(text(), None)[0], stack(cell, num_layers=1, backend=backend)(text(), None)[0])
+
+
+@pytest.mark.parametrize("options", [{"between_layers": 0.5}, {"between_layers": 0.5, "locked": True}, {"weight_hh": 0.5}], ids=str)
+def test_dropout_draws_in_training_only_and_from_the_generator(options: dict[str, Any]) -> None:
+    model, x, plain = stack(**options), text(), stack()
+
+    def run(seed: int) -> Tensor:
+        outputs: Tensor = model(x, None, generator=torch.Generator().manual_seed(seed))[0]
+        return outputs
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    model.eval()
+    assert torch.equal(run(1), plain(x, None)[0])
+
+
+def test_dropout_is_between_layers_and_neither_before_nor_after() -> None:
+    assert torch.equal(stack(num_layers=1, between_layers=0.9)(text(), None)[0], stack(num_layers=1)(text(), None)[0])
+    outputs, _ = stack(between_layers=0.9)(text(), None)
+    assert not (outputs == 0).any()
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_locked_drops_the_same_features_at_every_step(locked: bool) -> None:
+    """Of the gradient of what layer 0 hands up, the zeros are the mask's."""
+    model = stack("rnn_tanh", num_layers=2, between_layers=0.5, locked=locked)
+    seen: list[Tensor] = []
+
+    class Tapped(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            y.retain_grad()
+            seen.append(y)
+            return y
+
+    model.layer_norm, model.norms = True, nn.ModuleList([Tapped(), nn.Identity()])
+    # With no product from step to step in layer 0, the gradient of its outputs comes from above alone.
+    nn.init.zeros_(model.get_parameter("weight_hh_l0"))
+    model(text(), None, generator=torch.Generator().manual_seed(4))[0].sum().backward()
+    zeros = gradient(seen[0]).eq(0)  # (T, B, H)
+    assert zeros.any() and not zeros.all()
+    assert torch.equal(zeros, zeros[:1].expand_as(zeros)) == locked
