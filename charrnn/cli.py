@@ -243,7 +243,7 @@ class Terminal:
         self._config = config
         self._live = sys.stdout.isatty() and sys.stderr.isatty()
         self._bar: tqdm[NoReturn] | None = None
-        self._spoke = time.monotonic() if self._live else -math.inf
+        self._spoke = time.monotonic()  # what is over sooner than REPORT_SECONDS is not worth a line
         self._val = ""
 
     def __enter__(self) -> Terminal:
@@ -269,7 +269,8 @@ class Terminal:
 
     def step(self, report: StepReport) -> None:
         steps = self._config.train.max_steps
-        where = f"step {report.step}/{steps}" if steps else f"step {report.step} ({report.progress:.0%})"
+        share = "" if self._live else f" ({report.progress:.0%})"  # a bar shows it already
+        where = f"step {report.step}/{steps}" if steps else f"step {report.step}{share}"
         line = (
             f"{where}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
             f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
@@ -296,7 +297,7 @@ class Terminal:
 
         if self._bar is None:
             bar = "{percentage:3.0f}% {bar:12} {elapsed}<{remaining}  {desc}"
-            self._bar = tqdm(total=1.0, initial=progress, bar_format=bar, leave=False, dynamic_ncols=True, mininterval=0)
+            self._bar = tqdm(total=1.0, initial=progress, bar_format=bar, leave=False, dynamic_ncols=True, mininterval=0, miniters=0)
         self._bar.set_description_str(line, refresh=False)
         self._bar.update(progress - self._bar.n)
 

@@ -27,7 +27,9 @@ class CharRNN(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
+        if not self.embedding.weight.is_meta:  # on `meta`, where only shapes are asked for, a draw would import torch's compiler: 2 s
+            nn.init.normal_(self.embedding.weight)
         self.recurrent = RecurrentStack(
             config.cell,
             config.embedding_size,

@@ -1,0 +1,81 @@
+"""Imports point one way, and only the command line prints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "charrnn"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Each room with the rooms it may import; every room may import itself, `errors` and the version.
+LEFT = {
+    "errors": "",
+    "config": "",
+    "metrics": "",
+    "device": "",
+    "interrupt": "",
+    "ops": "",
+    "layers": "ops",
+    "models": "config ops layers",
+    "data": "config",
+    "optimization": "config",
+    "checkpoint": "config data models",
+    "run_directory": "config checkpoint",
+    "tasks": "config metrics ops layers models data",
+    "gradients": "config metrics data tasks",
+    "planning": "config device gradients ops models tasks",
+    "evaluation": "config metrics data tasks",
+    "generation": "config data tasks",
+    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation",
+    "cli": "config metrics device ops models data checkpoint tasks training evaluation generation",
+    "__main__": "cli",
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and room of every import of charrnn's own, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides where it points"
+            # `from charrnn import training` names a room, `from charrnn import __version__` does not.
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "charrnn" else [node.module or ""]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "charrnn" and len(parts) > 1 and not parts[1].startswith("__version"):
+                yield node.lineno, parts[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_to_the_left(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        assert not list(imported(path))
+        return
+    assert here in LEFT, f"{here} is a new room: say in LEFT what it may import"
+    allowed = {here, "errors", *LEFT[here].split()}
+    wrong = [f"{path.name}:{line} imports {name}" for line, name in imported(path) if name not in allowed]
+    assert not wrong, f"{here} may import {sorted(allowed)}: {wrong}"
+
+
+def test_no_arrow_closes_a_circle() -> None:
+    order = list(LEFT)
+    for name, others in LEFT.items():
+        assert all(order.index(other) < order.index(name) for other in others.split()), name
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(p) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_prints(path: Path) -> None:
+    called = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not [name.lineno for name in called if isinstance(name, ast.Name) and name.id == "print"]

@@ -1,0 +1,408 @@
+"""What a person types, and what they get: above all, one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from charrnn.cli import REPORT_SECONDS, Terminal, main, summary
+from charrnn.config import Config, build_config
+
+ROOT = Path(__file__).parent.parent
+TEXT = "The quick brown fox jumps over the lazy dog.\n" * 60
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Said:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return Said(end.value.code if isinstance(end.value.code, int) else 0, said.out, said.err)
+
+    return run
+
+
+def config_for(directory: Path, **train: object) -> Config:
+    return build_config(
+        {
+            "run": str(directory / "run"),
+            "device": "cpu",
+            "data": {"path": str(directory / "text.txt"), "cache": str(directory / "cache")},
+            "model": {"embedding_size": 4, "hidden_size": 8},
+            "train": {"max_steps": 6, "batch_size": 2, "tbptt_window": 8, "evaluate_every": 3, "save_every": 3, "log_every": 1, **train},
+        },
+        "test",
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config file beside the small text it names."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    path = tmp_path / "config.yaml"
+    path.write_text(config_for(tmp_path).to_yaml(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(config: Path) -> Path:
+    """A model of that text, untrained."""
+    from charrnn.checkpoint import save_model
+    from charrnn.config import load_config
+    from charrnn.data.corpus import load_corpus
+    from charrnn.tasks import build_task
+
+    settings = load_config(config)
+    task = build_task(settings, load_corpus(settings.data, settings.seed))
+    path = config.parent / "model.safetensors"
+    save_model(path, task.model(), settings, task.vocabulary, 7, {"val_nats_per_char": 3.25})
+    return path
+
+
+def assert_mistake(said: Said, *fragments: str) -> None:
+    assert said.code == 2, said
+    assert said.err.count("\n") == 1 and said.err.startswith("charrnn: error: "), said.err
+    for fragment in fragments:
+        assert fragment in said.err, said.err
+
+
+class TestHelp:
+    def test_it_imports_nothing_heavy(self) -> None:
+        command = [sys.executable, "-X", "importtime", "-m", "charrnn", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        assert "train" in done.stdout and "sample" in done.stdout
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "typer" in imported
+        assert not {"torch", "pydantic", "numpy", "yaml", "tqdm", "rich", "safetensors"} & imported
+
+    def test_importing_charrnn_imports_nothing(self) -> None:
+        code = "import sys; before = set(sys.modules); import charrnn; print(sorted(set(sys.modules) - before))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout.strip() == "['charrnn']"
+
+    @pytest.mark.parametrize("command", ["train", "sample", "eval", "info", "backends"])
+    def test_every_command_has_help(self, run: Run, command: str) -> None:
+        said = run(command, "--help")
+        assert said.code == 0 and "Usage: charrnn " + command in said.out
+
+    def test_flags_are_taken_with_underscores(self, run: Run, model: Path) -> None:
+        a, b = (run("sample", model, flag, 3, "--seed", 1, "-n", 20) for flag in ("--top-k", "--top_k"))
+        assert a == b and a.code == 0
+
+
+class TestConfigMistakes:
+    def test_missing_file(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", "confg.yaml"), "confg.yaml: no such config file", "did you mean 'config.yaml'?")
+
+    def test_unknown_key(self, run: Run, config: Path) -> None:
+        said = run("train", "--config", config, "--set", "model.hiden_size=3")
+        assert_mistake(said, "model: unknown key 'hiden_size'; did you mean 'hidden_size'?")
+
+    def test_wrong_type(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", config, "--set", "model.hidden_size=many"), "model.hidden_size", "'many'", "integer")
+
+    def test_out_of_range(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", config, "--set", "model.dropout.output=1.5"), "model.dropout.output", "1.5", "less than 1")
+
+    def test_no_end(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", config, "--set", "train.max_steps=null"), "the run has no end", "max_minutes")
+
+    def test_set_without_a_value(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", config, "--set", "train.max_steps"), "expected KEY=VALUE")
+
+    def test_unknown_device(self, run: Run, config: Path) -> None:
+        assert_mistake(run("train", "--config", config, "--device", "gpu"), "device", "'gpu'")
+
+    def test_scientific_notation_is_a_number(self, run: Run, config: Path) -> None:
+        config.write_text(config.read_text().replace("learning_rate: 0.003", "learning_rate: 1e-3"))
+        said = run("train", "--config", config, "--print-config")
+        assert said.code == 0 and "learning_rate: 0.001" in said.out
+
+
+class TestUsageMistakes:
+    def test_unknown_option(self, run: Run) -> None:
+        said = run("sample", "--tempertaure", "1")
+        assert said.code == 2 and "No such option: --tempertaure" in said.err and "--temperature" in said.err
+
+    def test_unknown_command(self, run: Run) -> None:
+        said = run("trian")
+        assert said.code == 2 and "No such command 'trian'" in said.err and "'train'" in said.err
+
+    def test_train_without_config(self, run: Run) -> None:
+        said = run("train")
+        assert said.code == 2 and "--config" in said.err
+
+
+class TestTextMistakes:
+    def test_missing(self, run: Run, config: Path) -> None:
+        (config.parent / "text.txt").unlink()
+        assert_mistake(run("train", "--config", config), "text.txt", "no such file")
+
+    def test_empty(self, run: Run, config: Path) -> None:
+        (config.parent / "text.txt").write_text("")
+        assert_mistake(run("train", "--config", config), "text.txt")
+
+    def test_one_distinct_character(self, run: Run, config: Path) -> None:
+        (config.parent / "text.txt").write_text("aaaaaaaaaaaaaaaaaaaaaaaa")
+        assert_mistake(run("train", "--config", config), "'a'")
+
+    def test_not_text(self, run: Run, config: Path) -> None:
+        (config.parent / "text.txt").write_bytes("春眠不觉晓".encode("gb18030"))
+        assert_mistake(run("train", "--config", config), "not utf-8 at byte 0", "gb18030", "data.encoding")
+
+    def test_nothing_of_a_run_is_left(self, run: Run, config: Path) -> None:
+        (config.parent / "text.txt").write_text("")
+        run("train", "--config", config)
+        assert not (config.parent / "run").exists()
+
+
+class TestModelMistakes:
+    def test_missing(self, run: Run, model: Path) -> None:
+        assert_mistake(run("sample", "modle.safetensors"), "modle.safetensors: no such run or model file", "did you mean")
+
+    def test_no_run_at_all(self, run: Run) -> None:
+        assert_mistake(run("sample"), "no run under", "train one first")
+
+    def test_truncated(self, run: Run, model: Path) -> None:
+        model.write_bytes(model.read_bytes()[:-100])
+        assert_mistake(run("sample", model), "model.safetensors")
+
+    def test_foreign(self, run: Run, model: Path) -> None:
+        model.write_bytes(b"x" * 1000)
+        assert_mistake(run("info", model), "model.safetensors")
+
+
+class TestSample:
+    def test_it_echoes_the_prime_and_counts_new_characters(self, run: Run, model: Path) -> None:
+        said = run("sample", model, "--prime", "The ", "-n", 10, "--seed", 1)
+        assert said.code == 0 and said.out.startswith("The ") and len(said.out.removesuffix("\n")) in (13, 14)
+
+    def test_no_echo(self, run: Run, model: Path) -> None:
+        a, b = (run("sample", model, "--prime", "The ", "-n", 10, "--seed", 1, *more) for more in ([], ["--no-echo"]))
+        assert a.out == "The " + b.out
+
+    def test_old_names_of_the_prime(self, run: Run, model: Path) -> None:
+        names = ("--prime", "--primetext", "--start-string", "--start_string")
+        assert len({run("sample", model, name, "The ", "-n", 5, "--seed", 1).out for name in names}) == 1
+
+    def test_prime_file(self, run: Run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfThe fox\r\n")
+        said = run("sample", model, "--prime-file", tmp_path / "prime.txt", "-n", 5)
+        assert said.code == 0 and said.out.startswith("The fox")
+        assert_mistake(run("sample", model, "--prime-file", tmp_path / "prime.txt", "--prime", "x"), "--prime and --prime-file")
+        assert_mistake(run("sample", model, "--prime-file", tmp_path / "none.txt"), "none.txt")
+
+    def test_several_samples_are_numbered(self, run: Run, model: Path) -> None:
+        said = run("sample", model, "--num-samples", 3, "-n", 8, "--seed", 1)
+        numbers = [line for line in said.out.splitlines() if line.startswith("---")]
+        assert said.code == 0 and numbers == ["--- 1 ---", "--- 2 ---", "--- 3 ---"]
+
+    def test_out(self, run: Run, model: Path, tmp_path: Path) -> None:
+        arguments = ("sample", model, "-n", 8, "--seed", 1)
+        assert run(*arguments, "--out", tmp_path / "written.txt").out == ""
+        assert (tmp_path / "written.txt").read_bytes().decode() == run(*arguments).out
+        assert_mistake(run(*arguments, "--out", tmp_path / "none" / "written.txt"), "--out", "cannot be written")
+
+    def test_stop_reads_an_escaped_line_end(self, run: Run, model: Path) -> None:
+        said = run("sample", model, "-n", 2000, "--seed", 1, "--stop", "\\n", "--no-echo", "-t", 1)
+        assert said.out.count("\n") == 1 and said.out.endswith("\n")
+
+    def test_unknown_characters(self, run: Run, model: Path) -> None:
+        said = run("sample", model, "--prime", "The 龍", "-n", 5)
+        assert said.code == 0 and said.err.startswith("charrnn: warning: ") and "龍" in said.err
+        assert_mistake(run("sample", model, "--prime", "龍", "--on-unknown", "error"), "龍", "--on-unknown drop")
+
+    @pytest.mark.parametrize("flag, value", [("-t", "-1"), ("--top-p", "2"), ("-n", "-3"), ("--num-samples", "0"), ("--top-k", "0")])
+    def test_options_out_of_range(self, run: Run, model: Path, flag: str, value: str) -> None:
+        assert_mistake(run("sample", model, flag, value), value, "expected")
+
+
+class TestEval:
+    def test_a_split_names_split_units_and_state(self, run: Run, model: Path) -> None:
+        said = run("eval", model)
+        assert said.code == 0
+        for part in ("the val split of", "nats/char", "bits/char", "perplexity", "accuracy", "chars/s", "state carried"):
+            assert part in said.out
+
+    def test_json_has_the_keys_of_the_journal(self, run: Run, model: Path) -> None:
+        figures = json.loads(run("eval", model, "--json", "--split", "train").out)
+        assert figures["split"] == "train" and figures["step"] == 7
+        assert {"nats_per_char", "bits_per_char", "perplexity", "accuracy", "chars", "chars_per_second", "seconds"} <= set(figures)
+
+    def test_a_file_says_what_is_unknown(self, run: Run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("The lazy 龍龍", encoding="utf-8")
+        said = run("eval", model, "--file", tmp_path / "mine.txt")
+        assert said.code == 0 and "18.18% of the characters are unknown" in said.out
+
+    def test_per_char_writes_a_line_for_each(self, run: Run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("The\nfox", encoding="utf-8")
+        said = run("eval", model, "--file", tmp_path / "mine.txt", "--per-char")
+        assert [line.split("\t")[0] for line in said.out.splitlines()] == [json.dumps(c) for c in "The\nfox"]
+        split = run("eval", model, "--per-char", "--json")
+        characters = "".join(json.loads(line)["char"] for line in split.out.splitlines())
+        assert len(characters) > 20 and TEXT.endswith(characters)
+
+    def test_unknown_split(self, run: Run, model: Path) -> None:
+        assert_mistake(run("eval", model, "--split", "vall"), "vall", "val")
+
+    def test_the_text_may_move(self, run: Run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+        assert_mistake(run("eval", model), "text.txt", "--set data.path=")
+        assert run("eval", model, "--set", f"data.path={tmp_path / 'moved.txt'}").code == 0
+
+    def test_another_text_is_refused(self, run: Run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "text.txt").write_text("0123456789" * 50)
+        assert_mistake(run("eval", model), "not the text it was trained on", "--file")
+
+
+def test_info(run: Run, model: Path) -> None:
+    said = run("info", model)
+    assert said.code == 0
+    assert all(part in said.out for part in ("lstm", "parameters", "vocabulary", "step        7", "val_nats_per_char", "hidden_size: 8"))
+
+
+def test_backends_lists_every_cell_and_backend(run: Run) -> None:
+    said = run("backends")
+    assert said.code == 0
+    for cell, name in product(("rnn_tanh", "rnn_relu", "lstm", "gru"), ("reference", "explicit", "fused")):
+        assert f"{cell:<10}{name}" in said.out
+
+
+class TestTrain:
+    def test_from_the_first_step_to_a_sample(self, run: Run, config: Path) -> None:
+        directory = config.parent / "run"
+        said = run("train", "--config", config)
+        assert said.code == 0, said
+        assert {path.name for path in directory.iterdir()} >= {"config.yaml", "best.safetensors", "last.safetensors", "metrics.jsonl"}
+        assert "nats/char" in said.out and "bits/char" in said.out and f"charrnn sample {directory}" in said.out
+        assert run("sample", directory, "-n", 5).code == 0
+        assert_mistake(run("train", "--config", config), "--resume", "--overwrite")
+        again = run("train", "--config", config, "--resume")
+        assert again.code == 0 and "finished" in again.out
+        assert run("train", "--config", config, "--overwrite").code == 0
+
+    def test_dry_run_writes_nothing(self, run: Run, config: Path) -> None:
+        said = run("train", "--config", config, "--dry-run")
+        assert said.code == 0 and "parameters" in said.out and "characters" in said.out
+        assert not (config.parent / "run").exists()
+
+    def test_print_config_is_a_config(self, run: Run, config: Path) -> None:
+        said = run("train", "--config", config, "--print-config", "--set", "model.cell=gru")
+        assert said.code == 0 and "cell: gru" in said.out
+        (config.parent / "again.yaml").write_text(said.out, encoding="utf-8")
+        assert run("train", "--config", "again.yaml", "--print-config").out == said.out
+
+
+class TestTerminal:
+    """Where the output is not a terminal: lines, but not too many."""
+
+    @pytest.fixture
+    def terminal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+        self.now = 1000.0
+        monkeypatch.setattr("charrnn.cli.time.monotonic", lambda: self.now)
+        return Terminal(config_for(tmp_path, max_steps=20000))
+
+    def report(self, step: int) -> Any:
+        from charrnn.training import StepReport
+
+        return StepReport(step, 0.5, 60.0, 9, 1.38, 1.9940, 3.9, 0.6, 0.8312, 2e-3, 84210.4, step / 20000)
+
+    def test_a_line_comes_after_some_seconds(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+        terminal.step(self.report(1100))
+        self.now += REPORT_SECONDS + 0.1
+        terminal.step(self.report(1200))
+        terminal.step(self.report(1250))
+        assert capsys.readouterr().out == "step 1200/20000  1.994 bits/char  grad 0.83  lr 2.0e-03  84,210 chars/s\n"
+        terminal.evaluated({"val_nats_per_char": 1.4216, "val_bits_per_char": 2.0510, "val_accuracy": 0.561}, "It\nwrites.", True)
+        assert capsys.readouterr().out == "val 1.4216 nats/char, 2.0510 bits/char, accuracy 56.1%, the best so far\n    It\n    writes.\n"
+        self.now += REPORT_SECONDS + 0.1
+        terminal.step(self.report(1300))
+        assert "1.994 bits/char (val 2.051)  grad" in capsys.readouterr().out
+
+    def test_without_a_limit_in_steps_the_share_stands_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        terminal = Terminal(config_for(tmp_path, max_steps=None, max_minutes=3))
+        terminal._spoke = 0.0
+        terminal.step(self.report(1200))
+        assert capsys.readouterr().out.startswith("step 1200 (6%)  1.994")
+
+    @pytest.mark.parametrize(
+        "status, last, fragments",
+        [
+            ("finished", 1.45, ["after 2,000 steps; best val 1.4400 nats/char (2.0775 bits/char) at step 1,500", "not overfitted"]),
+            ("finished", 1.60, ["it has overfitted since (1.6000 at the end)", "charrnn sample runs/a"]),
+            ("already_finished", 1.44, ["This run is finished already"]),
+            ("early_stopped", 1.5, ["Stopped early"]),
+            ("interrupted", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
+            ("diverged", 1.44, ["Gave up at step 2,000"]),
+        ],
+    )
+    def test_the_last_sentence(self, status: Any, last: float, fragments: list[str]) -> None:
+        from charrnn.training import Outcome
+
+        best = {"val_nats_per_char": 1.44, "val_bits_per_char": 2.07748}
+        said = summary(Outcome(best, 1500, {"val_nats_per_char": last}, 2000, 60.0, Path("runs/a"), status))
+        assert "\n" not in said and all(fragment in said for fragment in fragments), said
+
+    def test_a_run_without_a_val_split_says_so(self) -> None:
+        from charrnn.training import Outcome
+
+        assert "no value was measured" in summary(Outcome({}, 0, {}, 20, 1.0, Path("runs/a"), "finished"))
+
+
+class TestBugs:
+    """What is nobody's mistake but ours keeps its traceback."""
+
+    def test_an_exception_passes(self, run: Run, monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("ours")
+
+        monkeypatch.setattr("charrnn.config.load_config", broken)
+        with pytest.raises(ZeroDivisionError):
+            main(["train", "--config", str(config)])
+
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+    def test_out_of_memory_names_a_remedy(self, run: Run, monkeypatch: pytest.MonkeyPatch, config: Path, error: Exception) -> None:
+        def full(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("charrnn.config.load_config", full)
+        monkeypatch.setitem(sys.modules, "charrnn.ops.backends", sys.modules.get("charrnn.ops.backends"))
+        said = run("train", "--config", config)
+        assert said.code == 1 and said.err.startswith("charrnn: error: out of memory; lower train.batch_size")
+
+    def test_ctrl_c(self, run: Run, monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("charrnn.config.load_config", interrupted)
+        assert run("train", "--config", config).code == 130
+
+
+def test_a_closed_pipe_is_quiet(model: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "charrnn", "info", str(model)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writing)
+    assert done.stderr == ""

@@ -1,0 +1,43 @@
+"""Every YAML that ships is loaded, built and stepped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn.config import load_config
+from charrnn.data.corpus import load_corpus
+from charrnn.optimization import build_optimizer
+from charrnn.tasks import build_task
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def test_there_are_configs() -> None:
+    assert {path.stem for path in CONFIGS} >= {"demo", "shakespeare", "shakespeare-3min", "poems", "lyrics", "char-rnn", "python-stdlib"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"title {i}: a line, and more of it.\n\n" for i in range(60)), encoding="utf-8")
+    overrides = [f"data.path={text}", "data.source=files", "data.vocabulary.min_count=1", f"data.cache={tmp_path / 'cache'}"]
+    # A full-size model steps as well as a small one, only slower.
+    config = load_config(path, [*overrides, "train.batch_size=2", "train.tbptt_window=5"])
+    task = build_task(config, load_corpus(config.data, config.seed))
+    model = task.model()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer(config.train, model)
+    loss, tally, _ = task.loss(model, next(task.batches("train")), None, generator=torch.Generator().manual_seed(1))
+    (loss / tally.count).backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_says_what_it_is_for(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert load_config(path).run == f"runs/{path.stem}"

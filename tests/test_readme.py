@@ -1,0 +1,73 @@
+"""The README's commands are ones that the command line takes, and what its file map names is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from charrnn.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "docs/performance.md"]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every line of a bash block, and every `charrnn …` between backticks."""
+    found = []
+    for name in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", text(name), flags=re.DOTALL):
+            found += [line for line in block.splitlines() if line.strip()]
+        found += re.findall(r"`(charrnn (?:train|sample|eval|info|backends)[^`\n]*)`", text(name))
+    return list(dict.fromkeys(found))
+
+
+OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not in line]
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    assert {line.split()[1] for line in OURS} >= {"train", "sample", "eval", "info", "backends"}
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_a_command_parses(line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app).commands[name]
+    context = command.make_context(name, arguments)  # raises for an option that does not exist, or a wrong value
+    config = context.params.get("config")
+    if config and str(config).startswith("configs/"):
+        assert (ROOT / config).is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("scripts/")])
+def test_a_script_is_there_and_can_be_run(line: str) -> None:
+    script = ROOT / line.split()[0]
+    assert script.is_file() and script.stat().st_mode & 0o111
+
+
+def test_what_the_file_map_names_is_there() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| .* \|$", text("README.md").partition("## Where things are")[2], flags=re.MULTILINE)
+    assert len(rows) > 10
+    assert not [row for row in rows if not (ROOT / row).exists()]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text(name))
+    assert not [link for link in links if not (ROOT / name).parent.joinpath(link).exists()]
+
+
+def test_the_sample_texts_are_as_many_as_they_are_said_to_be() -> None:
+    told = text("data/README.md")
+    poems = (ROOT / "data/sample/poems.txt").read_text(encoding="utf-8").splitlines()
+    songs = re.findall(r"^# ", (ROOT / "data/sample/lyrics.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    chinese = re.findall(r"^# ", (ROOT / "data/sample/lyrics-zh.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert f"{len(poems)} quatrains" in told and f"{len(songs)} songs in English" in told and f"{len(chinese)} songs in Chinese" in told
+    assert all(poem.count(":") == 1 for poem in poems)
