@@ -117,13 +117,14 @@ def _read_metadata(path: Path) -> dict[str, str]:
         size = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(8)
-            if head[:2] == b"PK" or head[:1] == b"\x80":
-                expected = "best.safetensors beside it" if path.name == "last.state.pt" else "a .safetensors file that charrnn wrote"
-                raise CheckpointError(f"{path}: a pickle file, which could run code and is not opened as a model; expected {expected}")
             if len(head) < 8:
                 raise CheckpointError(f"{path}: {size} bytes long; expected a .safetensors file that charrnn wrote")
             (length,) = struct.unpack("<Q", head)
             if length > size - 8 or length > MAX_HEADER:
+                # Only now: a sound header may be as long as these bytes say, but read as a length a pickle's are enormous.
+                if head.startswith((b"PK", b"\x80")):
+                    expected = "best.safetensors beside it" if path.name == "last.state.pt" else "a .safetensors file that charrnn wrote"
+                    raise CheckpointError(f"{path}: a pickle file, which could run code and is not opened as a model; expected {expected}")
                 fact = f"its header claims {length} bytes and the file has {size}"
                 raise CheckpointError(f"{path}: {fact}; it is cut off or not a .safetensors file, so copy it again")
             header = json.loads(file.read(length))
@@ -176,6 +177,19 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
             raise CheckpointError(f"{place}tensor {name!r} has shape {found[name]}; the config asks for {shape}")
     if strangers := sorted(found.keys() - expected.keys()):
         raise CheckpointError(f"{place}tensor {strangers[0]!r} has no place in the model that the config describes")
+
+
+def refuse_vocabulary(loaded: Loaded, vocabulary: Vocabulary) -> None:
+    """Raises CheckpointError naming the characters in which a model differs from a text that is to be trained on."""
+    if loaded.vocabulary == vocabulary:
+        return
+    new = [c for c in vocabulary.characters if c not in loaded.vocabulary]
+    gone = [c for c in loaded.vocabulary.characters if c not in vocabulary]
+    parts = [f"the text has {len(new)} characters that it does not know ({_some(new)})"] if new else []
+    parts += [f"it knows {len(gone)} characters that the text lacks ({_some(gone)})"] if gone else []
+    parts += ["one of them was made for documents and the other for a stream"] if not parts else []
+    remedy = "train on the text it was made for, or without --init-from"
+    raise CheckpointError(f"{loaded.path}: cannot start from it: {', and '.join(parts)}; {remedy}")
 
 
 def build_model(loaded: Loaded) -> nn.Module:
@@ -250,3 +264,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _some(characters: list[str]) -> str:
+    return " ".join(map(repr, characters[:8])) + (" …" if len(characters) > 8 else "")

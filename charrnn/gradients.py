@@ -112,7 +112,7 @@ class Shards:
             if gradients:
                 torch._foreach_add_(gradients, new)
             else:
-                gradients = [gradient.contiguous() for gradient in new]
+                gradients = _own(new)
             tally = tally + found
         return gradients, tally
 
@@ -150,6 +150,17 @@ class Shards:
         for k in range(len(self._carried)):
             columns = slice(self._edges[k], self._edges[k + 1])
             self._carried[k] = None if state is None else tuple(tuple(s[columns].to(self._device) for s in layer) for layer in state)
+
+
+def _own(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that can be changed in place: two biases that are added get one tensor from autograd, and would be scaled twice."""
+    seen: set[int] = set()
+    owned = []
+    for gradient in gradients:
+        gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
+        seen.add(gradient.data_ptr())
+        owned.append(gradient)
+    return owned
 
 
 def _chars(windows: Sequence[Batch]) -> int:

@@ -49,5 +49,6 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._holding:
+            self._holding = True  # one is enough: what comes while the run is being brought to its end must not disturb that
             raise KeyboardInterrupt
         self._wanted = True

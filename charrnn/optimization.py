@@ -104,5 +104,5 @@ class LossWatch:
         self.mean += (nats_per_char - self.mean) * max(1 - 0.98**steps, steps / self.steps)
         return True
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,11 +16,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from charrnn.checkpoint import Loaded, WriteError, check_shapes, copy_weights, find_model, load_model, load_state, save_model, save_state
+from charrnn.checkpoint import (
+    Loaded,
+    WriteError,
+    check_shapes,
+    copy_weights,
+    find_model,
+    load_model,
+    load_state,
+    refuse_vocabulary,
+    save_model,
+    save_state,
+)
 from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import load_corpus
-from charrnn.data.vocabulary import Vocabulary
 from charrnn.device import resolve_device, resolve_precision
 from charrnn.errors import CheckpointError, UserError
 from charrnn.evaluation import evaluate
@@ -190,10 +200,8 @@ class Trainer:
             self._when_due(settings.evaluate_every, counters.evaluated, self.evaluate)
             self._when_due(settings.save_every, counters.saved, self.save)
             if ended := self._ended():
-                if counters.reported != counters.step:
-                    self.report()
-                if counters.evaluated != counters.step:
-                    self.evaluate()
+                self._when_due(1, counters.reported, self.report)
+                self._when_due(1, counters.evaluated, self.evaluate)
                 return ended
             with self.interrupt.held():
                 healthy = self.step()
@@ -373,7 +381,7 @@ class Trainer:
 
     def begin_with(self, loaded: Loaded) -> None:
         """Start from the weights of another model. Raises CheckpointError where they do not fit."""
-        _refuse_vocabulary(loaded, self.task.vocabulary)
+        refuse_vocabulary(loaded, self.task.vocabulary)
         expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         check_shapes({name: tuple(w.shape) for name, w in loaded.weights.items()}, expected, f"{loaded.path}: ")
         copy_weights(loaded.weights, self.model)
@@ -436,19 +444,3 @@ def _can_be_scored(task: Task) -> bool:
 
 def _fingerprint(task: Task) -> dict[str, Any]:
     return {"vocabulary": task.vocabulary.to_json(), "train_chars": len(task.corpus.split("train"))}
-
-
-def _refuse_vocabulary(loaded: Loaded, vocabulary: Vocabulary) -> None:
-    if loaded.vocabulary == vocabulary:
-        return
-    new = [c for c in vocabulary.characters if c not in loaded.vocabulary]
-    gone = [c for c in loaded.vocabulary.characters if c not in vocabulary]
-    parts = [f"the text has {len(new)} characters that it does not know ({_some(new)})"] if new else []
-    parts += [f"it knows {len(gone)} characters that the text lacks ({_some(gone)})"] if gone else []
-    parts += ["one of them was made for documents and the other for a stream"] if not parts else []
-    remedy = "train on the text it was made for, or without --init-from"
-    raise CheckpointError(f"{loaded.path}: cannot start from it: {', and '.join(parts)}; {remedy}")
-
-
-def _some(characters: list[str]) -> str:
-    return " ".join(map(repr, characters[:8])) + (" …" if len(characters) > 8 else "")

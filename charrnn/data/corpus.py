@@ -37,7 +37,8 @@ from charrnn.errors import DataError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-PIECE = 1 << 20  # bytes read at a time
+PIECE = 1 << 20  # bytes or ids read at a time
+BLOCK = 1 << 24  # ids of documents put into their order at a time
 FORMAT = 2  # of the cache; a change makes old entries strangers
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
@@ -167,8 +168,9 @@ def _undecodable(path: Path, encoding: str, offset: int) -> str:
         start = _unpacked(path, raw).read(1 << 12)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         candidates = ["utf-16"]
-    elif b"\0" in start:  # ASCII in utf-16 has its zeros in every other place
-        candidates = ["utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"]
+    elif b"\0" in start:  # ASCII in utf-16 has zeros in every other place, and nothing but utf-16 has any
+        even, odd = (start[parity::2].count(0) * 4 > len(start) for parity in (0, 1))
+        candidates = ["utf-16-be"] * even + ["utf-16-le"] * odd
     else:
         candidates = ["utf-8", "gb18030", "big5", "shift_jis", "cp1252"]
     own = codecs.lookup(encoding).name
@@ -221,7 +223,7 @@ def _lines(texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
     for text in texts:
         *ended, rest = (blank + text).split("\n")
         first = ended[:1] if opened else []  # goes on with that line, and so may be blank
-        parts = first + [line for line in ended[len(first) :] if not _is_blank(line)]
+        parts = first + [line for line in ended[len(first) :] if line and not line.isspace()]
         opened = (opened and not ended) or not _is_blank(rest)
         blank = "" if opened else rest
         yield "".join(parts) + ("" if blank else rest), list(accumulate(map(len, parts)))
@@ -368,6 +370,9 @@ def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report
             made = Path(workshop, "made")
             made.mkdir()
             _encode(files, config, seed, made, report)
+            for path in made.iterdir():  # an entry that is there after a power cut is whole
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
             if _open(entry) is None:  # it may be there, and damaged
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(entry, Path(workshop, "damaged"))
@@ -392,7 +397,7 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
     vocabulary = _vocabulary(histogram, config, _name(files))
     dtype = np.min_scalar_type(len(vocabulary) - 1)
     table = vocabulary.table().astype(dtype)
-    starts: list[Ids] = [np.zeros(1, dtype=np.uint8)]  # of documents, in the smallest dtype: there may be many millions
+    starts: list[Ids] = [np.zeros(1, dtype=np.int8)]  # of documents; in small dtypes, for there may be many millions
     written = unknown = 0
     encoded = into / "ids.bin" if config.documents == "none" else into.parent / "unshuffled.bin"
     with open(encoded, "wb") as out:
@@ -402,10 +407,10 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
             if closes:
                 places = np.array(closes)
                 ids = np.insert(ids, places, vocabulary.end or 0)
-                starts.append((written + places + np.arange(1, len(places) + 1)).astype(np.min_scalar_type(written + len(ids))))
+                begun = written + places + np.arange(1, len(places) + 1)
+                starts.append(begun.astype(np.min_scalar_type(-2 * (written + len(ids)))))  # signed, and room for a sum of two
             out.write(ids.data)
             written += len(ids)
-        _settle(out)
     if config.documents == "none":
         documents, ranges = 0, _cut_stream(written, config, _name(files))
     else:
@@ -421,15 +426,7 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
         "unknown": unknown,
         "files": len(files),
     }
-    with open(into / "meta.json", "wb") as out:
-        out.write(json.dumps(meta).encode())
-        _settle(out)
-
-
-def _settle(out: BinaryIO) -> None:
-    """To the disk, so that an entry that is there after a power cut is whole."""
-    out.flush()
-    os.fsync(out.fileno())
+    (into / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _is_text(path: Path, encoding: str) -> bool:
@@ -503,7 +500,7 @@ def _cut_stream(count: int, config: DataConfig, name: str) -> dict[str, tuple[in
 
 
 def _shuffle(source: Path, into: Path, dtype: Any, edges: Ids, config: DataConfig, seed: int, name: str) -> dict[str, tuple[int, int]]:
-    """Write the documents in an order drawn from the seed, and cut that order into splits. `edges`: theirs, in ids."""
+    """Write the documents in an order drawn from the seed, and cut that order into splits. `edges`: where they lie in the source."""
     count = len(edges) - 1
     sizes = _sizes(count, config)
     if sizes["train"] < 1:
@@ -513,23 +510,37 @@ def _shuffle(source: Path, into: Path, dtype: Any, edges: Ids, config: DataConfi
         )
     order = np.arange(count, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
-    chars = dict.fromkeys(sizes, 0)
-    mapped = _map(source)
-    ids = np.frombuffer(mapped, dtype=dtype)
-    with open(into, "wb") as out:
-        for split, (first, last) in _ranges(sizes).items():
-            for at in range(first, last, 1024):
-                some = order[at : min(at + 1024, last)]
-                starts, stops = edges[some].astype(np.int64), edges[1:][some].astype(np.int64)
-                total = int((stops - starts).sum())
-                chars[split] += total
-                if total > PIECE:
-                    for start, stop in zip(starts.tolist(), stops.tolist()):
-                        for piece in range(start, stop, PIECE):
-                            out.write(ids[piece : min(piece + PIECE, stop)].data)
-                else:  # short documents, which one by one would take a hundred times as long
-                    lengths = stops - starts
-                    out.write(ids[np.repeat(stops - np.cumsum(lengths), lengths) + np.arange(total)].data)
-                _forget(mapped)  # the documents of this round lay everywhere
-        _settle(out)
-    return _ranges(chars)
+    ends = np.cumsum(np.diff(edges)[order], dtype=edges.dtype)  # of the documents, in their new order
+    with open(source, "rb") as lying, open(into, "wb") as out:
+        for first in range(0, int(ends[-1]), BLOCK):
+            out.write(_block(lying, dtype, edges, order, ends, first).data)
+    marks = {0: 0} | {documents: int(ends[documents - 1]) for documents in np.cumsum(list(sizes.values())).tolist()}
+    return {split: (marks[start], marks[stop]) for split, (start, stop) in _ranges(sizes).items()}
+
+
+def _block(source: BinaryIO, dtype: Any, edges: Ids, order: Ids, ends: Ids, first: int) -> Ids:
+    """The ids from `first` on of the documents in their new order, gathered in one pass over the source.
+
+    Documents lie everywhere: to read them one by one takes many times as long, and pages mapped for them all count as memory.
+    """
+    last = min(first + BLOCK, int(ends[-1]))
+    block = np.empty(last - first, dtype=dtype)
+    whole = edges.dtype  # int32 mostly, and half of what numpy would take
+    ranks = np.arange(np.searchsorted(ends, whole.type(first), side="right"), np.searchsorted(ends, whole.type(last)) + 1, dtype=whole)
+    ranks = ranks[np.argsort(order[ranks])]  # as they lie in the source
+    starts, stops = edges[order[ranks]], edges[1:][order[ranks]]
+    shifts = ends[ranks] - whole.type(first) - stops  # from a place in the source to its place in the block
+    # Of a document that begins before the block or goes on behind it, only what falls into the block.
+    np.maximum(starts, -shifts, out=starts)
+    np.minimum(stops, whole.type(len(block)) - shifts, out=stops)
+    source.seek(0)
+    size = max(1, PIECE // 4)
+    for at in range(0, int(edges[-1]), size):
+        piece = np.fromfile(source, dtype=dtype, count=size)
+        here = slice(np.searchsorted(stops, whole.type(at), side="right"), np.searchsorted(starts, whole.type(at + len(piece))))
+        begins = np.maximum(starts[here], whole.type(at))
+        lengths = np.minimum(stops[here], whole.type(at + len(piece))) - begins
+        behind = np.cumsum(lengths, dtype=whole)
+        places = np.repeat(begins - (behind - lengths), lengths) + np.arange(behind[-1] if len(behind) else 0, dtype=whole)  # in the source
+        block[places + np.repeat(shifts[here], lengths)] = piece[places - whole.type(at)]
+    return block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,8 +81,9 @@ class Vocabulary:
         try:
             fields = json.loads(text)
             symbols, characters = tuple(fields["symbols"]), fields["characters"]
-            sound = symbols in (SYMBOLS, SYMBOLS[:1]) and isinstance(characters, str) and len(set(characters)) == len(characters)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            sound = symbols in (SYMBOLS, SYMBOLS[:1]) and isinstance(characters, str) and len(set(characters)) == len(characters) > 0
+            characters.encode()  # half a character (a surrogate) is none
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise CheckpointError("its vocabulary is damaged; expected the symbols and distinct characters that training wrote")
@@ -101,25 +102,50 @@ class Primed:
 
 def encode_prime(vocabulary: Vocabulary, text: str) -> Primed:
     """Encode what a person typed: where a character is unknown, its NFC, full-width and half-width forms are tried."""
-    text = unicodedata.normalize("NFC", text) if any(c not in vocabulary for c in text) else text
     read: list[str] = []
     replaced: dict[str, str] = {}
-    dropped: list[str] = []
-    for character in text:
-        known = next((form for form in _forms(character) if form and all(c in vocabulary for c in form)), None)
-        if known is None:
-            if character not in dropped:
-                dropped.append(character)
+    dropped: dict[str, None] = {}  # each once, in their order
+    units = [text] if _known(vocabulary, text) == text else _composing(text)
+    for part in [part for unit in units for part in ([unit] if _known(vocabulary, unit) else unit)]:
+        form = _known(vocabulary, part)
+        if form is None:
+            dropped[part] = None
             continue
-        if known != character:
-            replaced[character] = known
-        read.append(known)
+        read.append(form)
+        if form != part:
+            replaced[part] = form
     joined = "".join(read)
-    return Primed(joined, vocabulary.encode(joined), replaced, dropped)
+    return Primed(joined, vocabulary.encode(joined), replaced, list(dropped))
 
 
-def _forms(character: str) -> Sequence[str]:
-    point = ord(character)
-    full = chr(point + 0xFEE0) if 0x21 <= point <= 0x7E else "\u3000" if character == " " else ""
-    half = chr(point - 0xFEE0) if 0xFF01 <= point <= 0xFF5E else " " if character == "\u3000" else ""
-    return (character, full, half, unicodedata.normalize("NFKC", character), unicodedata.normalize("NFD", character))
+def _known(vocabulary: Vocabulary, unit: str) -> str | None:
+    """The first form that the vocabulary has the characters of: what is known as it stands is read as it stands."""
+    return next((form for form in _forms(unit) if form and all(c in vocabulary for c in form)), None)
+
+
+def _composing(text: str) -> list[str]:
+    """The text cut where nothing composes: a letter stays with its combining marks, and a Hangul syllable in one piece."""
+    units: list[str] = []
+    for character in text:
+        if units and (unicodedata.combining(character) or _nfc(units[-1] + character) != _nfc(units[-1]) + _nfc(character)):
+            units[-1] += character
+        else:
+            units.append(character)
+    return units
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _forms(unit: str) -> tuple[str, ...]:
+    whole = _nfc(unit)
+    return (unit, whole, _OTHER_WIDTHS.get(whole, ""), unicodedata.normalize("NFKC", whole), unicodedata.normalize("NFD", whole))
+
+
+# "，" for "," and "ｶ" for "カ". The way back from a full-width or half-width form is NFKC.
+_OTHER_WIDTHS = {
+    plain: wide
+    for wide in ("\u3000", *map(chr, range(0xFF01, 0xFFEF)))
+    if len(plain := unicodedata.normalize("NFKC", wide)) == 1 and plain != wide
+}

@@ -1,0 +1,157 @@
+"""Every figure against one plain pass over the text.
+
+Axes: T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from charrnn.config import build_config
+from charrnn.data.corpus import load_corpus
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import UserError
+from charrnn.evaluation import WINDOW, _close_documents, evaluate, evaluate_text, per_char
+from charrnn.tasks import build_task
+from charrnn.tasks.task import Task
+
+
+def task_on(tmp_path: Path, text: str, **data: Any) -> Task:
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    settings = {
+        "data": {"path": str(path), "cache": str(tmp_path / "cache"), **data},
+        "model": {"hidden_size": 12, "embedding_size": 4, "num_layers": 2, "dropout": {"output": 0.5}},
+        "train": {"max_steps": 1, "batch_size": 2, "tbptt_window": 16},
+    }
+    config = build_config(settings, "test")
+    return build_task(config, load_corpus(config.data, config.seed))
+
+
+def some_text(length: int) -> str:
+    return "".join(random.Random(1).choices("abcdefgh \n", k=length))
+
+
+def plainly(model: nn.Module, ids: list[int], unknown: int) -> tuple[float, int, int]:
+    """Nats, characters and hits of one forward over all of it."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.tensor(ids[:-1]).unsqueeze(-1), None)[0].squeeze(1)  # (T, V)
+    targets = torch.tensor(ids[1:])
+    scored = targets != unknown
+    nats = F.cross_entropy(logits, targets, reduction="none").double()[scored]
+    return float(nats.sum()), int(scored.sum()), int((logits.argmax(-1) == targets)[scored].sum())
+
+
+@pytest.mark.parametrize("length", [60, 1500, 13000])
+def test_a_split_is_scored_as_one_stream_and_every_character_once(tmp_path: Path, length: int) -> None:
+    task = task_on(tmp_path, some_text(length), val_fraction=0.5)
+    model = task.model().train()
+    found = evaluate(task, model, "val")
+    assert model.training
+    nats, count, correct = plainly(model, task.corpus.split("val").tolist(), task.vocabulary.unknown)
+    assert found.chars == int(found.tally.count) == count == length // 2 - 1
+    assert found.tally.nats_per_char() == pytest.approx(nats / count, abs=1e-4)
+    assert abs(int(found.tally.correct) - correct) <= count // 1000
+    metrics = found.as_metrics("val_")
+    assert metrics["val_chars"] == count and metrics["val_chars_per_second"] > 0 and "val_bits_per_char" in metrics
+
+
+def test_a_split_without_characters_is_an_error(tmp_path: Path) -> None:
+    task = task_on(tmp_path, some_text(300), val_fraction=0.0)
+    for split in ("val", "vall"):
+        with pytest.raises(UserError, match=split):
+            evaluate(task, task.model(), split)
+
+
+@pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1, 2 * WINDOW + 37])
+def test_a_text_is_scored_as_one_stream(tmp_path: Path, length: int) -> None:
+    task = task_on(tmp_path, some_text(400))
+    model, vocabulary = task.model().train(), task.vocabulary
+    text = some_text(length - 1) + "Q" if length > 2 else "ab"[:length]
+    if length == 1:
+        with pytest.raises(UserError, match="the text has 1 characters, 0 of them unknown to the model, and none to predict"):
+            evaluate_text(model, vocabulary, text)
+        assert list(per_char(model, vocabulary, text)) == [("a", None)]
+        return
+    found = evaluate_text(model, vocabulary, iter([text[:3], "", text[3:]]))
+    assert model.training
+    nats, count, correct = plainly(model, vocabulary.encode(text), vocabulary.unknown)
+    assert (found.chars, found.unknown, int(found.tally.count)) == (length, text.count("Q"), count)
+    assert found.unknown_share == text.count("Q") / length
+    assert found.tally.nats_per_char() == pytest.approx(nats / count, rel=1e-5)
+    assert int(found.tally.correct) == correct
+
+    scores = list(per_char(model, vocabulary, text))
+    assert "".join(character for character, _ in scores) == text
+    assert [i for i, (_, bits) in enumerate(scores) if bits is None] == [0] + [i for i, c in enumerate(text) if c == "Q"]
+    assert sum(bits for _, bits in scores if bits is not None) * math.log(2) == pytest.approx(float(found.tally.nats), rel=1e-9)
+
+
+def test_documents_of_a_text_are_scored_as_in_training(tmp_path: Path) -> None:
+    poems = [some_text(40).replace("\n", "a") + str(i) for i in range(12)]
+    task = task_on(tmp_path, "\n".join(poems), documents="lines")
+    model, vocabulary = task.model(), task.vocabulary
+    assert vocabulary.end is not None
+    ids = [vocabulary.end]
+    for poem in poems[:3]:
+        ids += [*vocabulary.encode(poem), vocabulary.end]
+    nats, count, _ = plainly(model, ids, vocabulary.unknown)
+    found = evaluate_text(model, vocabulary, "\n".join(poems[:3]) + "\n", documents="lines")
+    assert (int(found.tally.count), found.chars, found.unknown) == (count, sum(map(len, poems[:3])), 0)
+    assert found.tally.nats_per_char() == pytest.approx(nats / count, rel=1e-5)
+    scores = list(per_char(model, vocabulary, poems[0], documents="lines"))
+    assert [character for character, _ in scores] == [*poems[0], ""] and all(bits is not None for _, bits in scores)
+
+
+def test_nothing_known_is_an_error() -> None:
+    vocabulary = Vocabulary(("unknown",), "ab")
+    for text, described in (("", "0 characters, 0 of them unknown"), ("xyz", "3 characters, 3 of them unknown")):
+        with pytest.raises(UserError, match=described):
+            evaluate_text(_constant(vocabulary), vocabulary, text)
+
+
+def _constant(vocabulary: Vocabulary) -> nn.Module:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(len(vocabulary)))
+
+        def forward(self, inputs: torch.Tensor, state: None) -> tuple[torch.Tensor, None]:
+            return self.logits.expand(*inputs.shape, -1), None
+
+    return Constant()
+
+
+def test_an_even_guess_costs_the_logarithm_of_the_choices() -> None:
+    vocabulary = Vocabulary(("unknown",), "abc")
+    found = evaluate_text(_constant(vocabulary), vocabulary, "abcab")
+    assert found.tally.bits_per_char() == pytest.approx(2.0)
+    assert [bits for _, bits in per_char(_constant(vocabulary), vocabulary, "ab")] == [None, pytest.approx(2.0)]
+
+
+@pytest.mark.parametrize(
+    "documents, text, expected",
+    [
+        ("none", "a\n\nb\n", "a\n\nb\n"),
+        ("files", "a\n\nb\n", "a\n\nb\n$"),
+        ("lines", "\n\na b\nc\n\n\nd", "a b$c$d$"),
+        ("lines", "a\n  \nb  \n", "a$b  $"),
+        ("blank_lines", "\n\na\nb\n\nc\n \t\n\nd\n", "a\nb$c$d$"),
+        ("blank_lines", " \n\n \n", ""),
+        ("lines", "", ""),
+    ],
+)
+@given(cut=st.integers(0, 14))
+def test_documents_close_wherever_the_text_is_cut(documents: str, text: str, expected: str, cut: int) -> None:
+    assert "".join(part or "$" for part in _close_documents([text[:cut], text[cut:]], documents)) == expected

@@ -1,0 +1,632 @@
+"""The loop: it learns, it ends when it should, and whatever stops it, the run goes on to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn import checkpoint, evaluation, training
+from charrnn.checkpoint import load_model, load_state
+from charrnn.config import Config, build_config
+from charrnn.data.corpus import load_corpus
+from charrnn.errors import CheckpointError, UserError
+from charrnn.gradients import Shards, shard_count
+from charrnn.run_directory import FILES, RunDirectory
+from charrnn.tasks import build_task
+from charrnn.tasks.lm import LanguageModel
+from charrnn.training import Outcome, StepReport, train
+
+ROOT = Path(__file__).parent.parent
+DROPOUT = {"embedding": 0.1, "input": 0.1, "between_layers": 0.2, "output": 0.3, "weight_hh": 0.2, "locked": ["output"]}
+EVERYTHING = {
+    "model": {"num_layers": 2, "dropout": DROPOUT},
+    "train": {"ema_decay": 0.9, "accumulate": 2, "label_smoothing": 0.1, "weight_decay": 0.01, "schedule": "plateau"},
+}
+
+
+class Listener:
+    """A Reporter that remembers, and does what a test asks at a step."""
+
+    def __init__(self, at_step: Callable[[StepReport], None] | None = None) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.steps: list[StepReport] = []
+        self.evaluations: list[tuple[dict[str, float], str, bool]] = []
+        self.outcomes: list[Outcome] = []
+        self._at_step = at_step
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def encoding(self, done: int, total: int) -> None:
+        assert 0 <= done <= total
+
+    def step(self, report: StepReport) -> None:
+        self.steps.append(report)
+        if self._at_step:
+            self._at_step(report)
+
+    def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None:
+        self.evaluations.append((metrics, sample, is_best))
+
+    def done(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """3000 characters in which the next one is mostly clear from the last two."""
+    rng = np.random.default_rng(0)
+    words = ["the ", "cat ", "sat ", "on a ", "mat.\n"]
+    path = tmp_path / "text.txt"
+    path.write_text("".join(words[i] for i in rng.integers(0, 5, 900))[:3000])
+    return path
+
+
+@pytest.fixture
+def settings(text: Path, tmp_path: Path) -> Callable[..., Config]:
+    def build(name: str = "run", *, model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train_: Any) -> Config:
+        defaults = {"max_steps": 20, "batch_size": 8, "tbptt_window": 9, "evaluate_every": 5, "save_every": 5, "log_every": 2}
+        sections = {
+            "data": {"path": str(text), "cache": str(tmp_path / "cache"), **(data or {})},
+            "model": {"embedding_size": 6, "hidden_size": 10, **(model or {})},
+            "train": {**defaults, "precision": "fp32", "warmup_steps": 3, **train_},
+        }
+        return build_config({"run": str(tmp_path / name), "device": "cpu", **sections}, "test")
+
+    return build
+
+
+Settings = Callable[..., Config]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs came to the same place: all that the next step depends on, the models, and what was reported."""
+    states = [load_state(run / "last.state.pt") for run in (a, b)]
+    for state in states:
+        for timed in ("pace", "journals"):
+            del state[timed]
+        state["counters"]["seconds"] = 0
+    for key in states[0]:
+        assert same(states[0][key], states[1][key]), key
+    for name in ("best.safetensors", "last.safetensors"):
+        assert same(load_model(a / name).weights, load_model(b / name).weights)
+        assert load_model(a / name).metrics == load_model(b / name).metrics
+    lines = [[{k: v for k, v in line.items() if k not in ("seconds", "chars_per_second")} for line in metrics(run)] for run in (a, b)]
+    assert lines[0] == lines[1]
+    assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
+
+
+def interrupt_at(step: int) -> Listener:
+    def at(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    return Listener(at)
+
+
+def test_a_run_learns_and_leaves_what_the_design_names(settings: Settings, tmp_path: Path, text: Path) -> None:
+    listener = Listener()
+    config = settings(model={"hidden_size": 16}, max_steps=200, learning_rate=0.02, evaluate_every=100, log_every=50)
+    outcome = train(config, reporter=listener)
+    characters = np.frombuffer(text.read_bytes(), np.uint8)
+    share = np.bincount(characters)[np.unique(characters)] / len(characters)
+    unigram = float(-(share * np.log(share)).sum())
+    assert outcome.status == "finished" and outcome.steps == 200
+    assert outcome.best["val_nats_per_char"] < 0.5 * unigram
+    assert {p.name for p in (tmp_path / "run").iterdir()} == set(FILES)
+    assert (tmp_path / "run/config.yaml").read_text().startswith("# Written by charrnn ")
+    assert [report.step for report in listener.steps] == [50, 100, 150, 200]
+    assert listener.steps[-1].progress == 1 and 0.95 * 200 * 72 < listener.steps[-1].chars < 200 * 72
+    assert listener.outcomes == [outcome]
+    lines = metrics(tmp_path / "run")
+    train_lines, val_lines = [x for x in lines if "nats_per_char" in x], [x for x in lines if "val_nats_per_char" in x]
+    assert len(train_lines) == 4 and len(val_lines) == 2
+    keys = "step epoch seconds chars nats_per_char bits_per_char perplexity accuracy grad_norm learning_rate chars_per_second"
+    assert list(train_lines[0]) == keys.split()
+    best = load_model(tmp_path / "run/best.safetensors")
+    assert best.metrics == outcome.best and best.step == outcome.best_step
+    assert listener.evaluations[0][1] in (tmp_path / "run/samples.txt").read_text()
+    assert "parameters" in listener.notes[0]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_resume_is_identical_to_the_bit(settings: Settings, tmp_path: Path, options: dict[str, Any], shards: int) -> None:
+    torch.set_num_threads(shards)
+    model, limits = options.get("model", {}), options.get("train", {})
+    train(settings("whole", model=model, max_steps=60, **limits), reporter=Listener())
+    # 60 steps of 37 windows: the text is passed through more than once, and step 27 is neither saved nor evaluated.
+    halved = settings("halves", model=model, max_steps=60, log_every=1, **limits)
+    assert train(halved, reporter=interrupt_at(27)).status == "interrupted"
+    assert train(settings("halves", model=model, max_steps=60, **limits), resume=True, reporter=Listener()).status == "finished"
+    whole, halves = (load_state(tmp_path / name / "last.state.pt") for name in ("whole", "halves"))
+    for key in ("model", "average", "optimizer", "schedule", "watch", "generators", "carried"):
+        assert same(whole[key], halves[key]), key
+    assert whole["counters"] | {"seconds": 0} == halves["counters"] | {"seconds": 0}
+    assert same(load_model(tmp_path / "whole/best.safetensors").weights, load_model(tmp_path / "halves/best.safetensors").weights)
+
+
+def test_an_extended_run_is_the_long_run(settings: Settings, tmp_path: Path) -> None:
+    train(settings("long", schedule="constant", **{"ema_decay": 0.9}), reporter=Listener())
+    train(settings("short", schedule="constant", max_steps=10, **{"ema_decay": 0.9}), reporter=Listener())
+    train(settings("short", schedule="constant", **{"ema_decay": 0.9}), resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "long", tmp_path / "short")
+
+
+@pytest.mark.parametrize("step", [3, 10, 11])
+def test_ctrl_c_saves_and_the_run_goes_on(settings: Settings, tmp_path: Path, step: int) -> None:
+    train(settings("whole", log_every=1), reporter=Listener())
+    outcome = train(settings(log_every=1), reporter=interrupt_at(step))
+    assert (outcome.status, outcome.steps) == ("interrupted", step)
+    assert load_model(tmp_path / "run/last.safetensors").step == step
+    assert train(settings(log_every=1), resume=True, reporter=Listener()).steps == 20
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_ctrl_c_in_an_evaluation_repeats_that_evaluation(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings("whole"), reporter=Listener())
+
+    def interrupted(*_: Any, **__: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModel, "preview", interrupted)
+        assert train(settings(), reporter=Listener()).steps == 5
+    train(settings(), resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings("whole"), reporter=Listener())
+    plain = LanguageModel.loss
+    calls: list[None] = []
+
+    def loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.extend([None] * model.training)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # who is impatient loses nothing
+        return plain(self, model, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModel, "loss", loss)
+        outcome = train(settings(), reporter=Listener())
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (outcome.status, outcome.steps) == ("interrupted", 7)
+    train(settings(), resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_signal_while_saving_leaves_whole_files(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = checkpoint.write_atomically
+
+    def write(path: Path, payload: bytes) -> None:
+        if path.name == "last.state.pt":
+            os.kill(os.getpid(), signal.SIGINT)
+        plain(path, payload)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_atomically", write)
+        outcome = train(settings(), reporter=Listener())
+    assert (outcome.status, outcome.steps) == ("interrupted", 5)
+    assert load_state(tmp_path / "run/last.state.pt")["counters"]["step"] == 5
+    assert load_model(tmp_path / "run/last.safetensors").step == 5
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+from charrnn.config import load_config
+from test_training import Listener
+from charrnn.training import train
+train(load_config({config!r}), resume=True, reporter=Listener())
+"""
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_last_save(settings: Settings, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 100, "model": EVERYTHING["model"], **EVERYTHING["train"]}
+    train(settings("whole", **options), reporter=Listener())
+    config = settings("run", **options)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), config=str(path))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    state = tmp_path / "run/last.state.pt"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    killed_at = load_state(state)["counters"]["step"]
+    assert 0 < killed_at <= 100
+    train(config, resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool], factor: float = math.nan) -> list[int]:
+    """Spoil the task's loss in training at the calls for which `bad` holds."""
+    plain, calls = LanguageModel.loss, [0]
+
+    def loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        found, tally, state = plain(self, model, *args, **kwargs)
+        if model.training:
+            calls[0] += 1
+            if bad(calls[0]):
+                return found * factor, dataclasses.replace(tally, nats=tally.nats * factor), state
+        return found, tally, state
+
+    monkeypatch.setattr(LanguageModel, "loss", loss)
+    return calls
+
+
+def test_nan_goes_back_and_halves_the_learning_rate(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, lambda call: call == 8)
+    listener = Listener()
+    config = settings(schedule="constant", warmup_steps=0, learning_rate=0.01)
+    outcome = train(config, reporter=listener)
+    assert (outcome.status, outcome.steps) == ("finished", 20)
+    (warning,) = listener.warnings
+    assert warning == (
+        "step 8: the loss is not finite or three times its running mean; back to step 6 with the learning rate halved to 0.005 (1 of 3)"
+    )
+    assert [report.learning_rate for report in listener.steps] == [0.01] * 3 + [0.005] * 7
+    steps = [line["step"] for line in metrics(tmp_path / "run") if "nats_per_char" in line]
+    assert steps == list(range(2, 21, 2))  # none stands twice
+    assert all(weight.isfinite().all() for weight in load_model(tmp_path / "run/last.safetensors").weights.values())
+    assert load_state(tmp_path / "run/last.state.pt")["counters"]["learning_rate_scale"] == 0.5
+
+
+def test_a_loss_three_times_its_mean_goes_back(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, lambda call: call in (20, 60), factor=4)  # the first comes before the mean is trusted
+    listener = Listener()
+    train(settings(max_steps=65), reporter=listener)
+    assert [warning.split(":")[0] for warning in listener.warnings] == ["step 60"]
+
+
+def test_going_back_three_times_is_enough(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        calls = inject(patched, lambda call: call >= 8)
+        listener = Listener()
+        outcome = train(settings(), reporter=listener)
+    assert (outcome.status, outcome.steps) == ("diverged", 6)
+    assert [w for w in listener.warnings if "halved" in w] == listener.warnings[:3]
+    assert "run away again after going back 3 times" in listener.warnings[3]
+    assert calls[0] == 11  # each time the first step fails
+    state = load_state(tmp_path / "run/last.state.pt")
+    assert state["counters"]["learning_rate_scale"] == 0.125
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert train(settings(), resume=True, reporter=Listener()).status == "finished"
+
+
+def test_a_snapshot_can_be_gone_back_to_twice(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a retreat restores must not be the tensors that the next steps write into."""
+    task = build_task(settings(ema_decay=0.5), load_corpus(settings().data, 1))
+    run = RunDirectory(tmp_path / "run")
+    run.make(task.config, resume=False)
+    trainer = training.Trainer(task, run, Listener(), torch.device("cpu"))
+    with trainer.shards:
+        for _ in range(3):
+            assert trainer.step()
+        good = trainer.capture()
+        ends = []
+        for _ in range(2):
+            trainer.restore(good)
+            for _ in range(4):
+                assert trainer.step()
+            ends.append(trainer.capture())
+    for key in ("model", "average", "optimizer", "carried", "generators"):
+        assert same(ends[0][key], ends[1][key]), key
+    assert good["counters"]["step"] == 3
+
+
+def test_early_stopping(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    values = iter([2.0, 1.5, 1.6, 1.5, 1.4])
+    plain = evaluation.evaluate
+
+    def evaluate(*args: Any) -> Any:
+        found = plain(*args)
+        return dataclasses.replace(found, tally=dataclasses.replace(found.tally, nats=found.tally.count * next(values)))
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    outcome = train(settings(max_steps=100, patience=2), reporter=listener)
+    assert (outcome.status, outcome.steps, outcome.best_step) == ("early_stopped", 20, 10)
+    assert [is_best for _, _, is_best in listener.evaluations] == [True, True, False, False]
+    assert outcome.best["val_nats_per_char"] == pytest.approx(1.5)
+    assert train(settings(max_steps=100, patience=2), resume=True, reporter=Listener()).status == "already_finished"
+
+
+def test_max_epochs(settings: Settings) -> None:
+    listener = Listener()
+    outcome = train(settings(max_steps=None, max_epochs=1.5), reporter=listener)
+    windows = math.ceil((2700 - 1) // 8 / 9)
+    assert outcome.steps == math.ceil(1.5 * windows)
+    assert listener.steps[-1].epoch == pytest.approx(1.5, abs=0.05)
+
+
+def test_max_minutes_counts_all_of_the_run(settings: Settings) -> None:
+    config = settings(max_steps=None, max_minutes=0.01, evaluate_every=10000)
+    outcome = train(config, reporter=Listener())
+    assert outcome.status == "finished" and outcome.steps > 1
+    assert 0.6 <= outcome.seconds < 5
+    again = train(config, resume=True, reporter=Listener())
+    assert (again.status, again.steps) == ("already_finished", outcome.steps)
+
+
+def test_the_first_limit_ends_the_run(settings: Settings) -> None:
+    listener = Listener()
+    outcome = train(settings(max_steps=7, max_epochs=50, max_minutes=60), reporter=listener)
+    assert outcome.steps == 7
+    assert [evaluation[0] != {} for evaluation in listener.evaluations] == [True, True]  # at 5 and at the end
+    assert outcome.last == listener.evaluations[-1][0]
+
+
+def test_without_a_val_split_the_last_is_the_best(settings: Settings, tmp_path: Path) -> None:
+    listener = Listener()
+    outcome = train(settings(data={"val_fraction": 0.0}), reporter=listener)
+    assert outcome.best == {} and outcome.best_step == 20
+    assert same(load_model(tmp_path / "run/best.safetensors").weights, load_model(tmp_path / "run/last.safetensors").weights)
+    assert all(sample and is_best for _, sample, is_best in listener.evaluations)
+
+
+def test_averaged_weights_are_what_is_saved(settings: Settings, tmp_path: Path) -> None:
+    train(settings(ema_decay=0.9), reporter=Listener())
+    state = load_state(tmp_path / "run/last.state.pt")
+    saved = load_model(tmp_path / "run/last.safetensors").weights
+    assert same(saved, state["average"]) and not same(saved, state["model"])
+
+
+def test_a_directory_that_is_taken_is_refused(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=r"run: holds a run already; continue it with --resume, delete it with --overwrite, or"):
+        train(settings(), reporter=Listener())
+    with pytest.raises(UserError, match="--resume and --overwrite exclude each other"):
+        train(settings(), resume=True, overwrite=True, reporter=Listener())
+    again = train(settings(), resume=True, reporter=Listener())
+    assert (again.status, again.steps) == ("already_finished", 20) and again.best
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+
+def test_overwrite_takes_away_what_a_run_makes_and_nothing_else(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    (tmp_path / "run/notes.txt").write_text("mine")
+    (tmp_path / "run/.last.state.pt.123.partial").write_text("half")
+    train(settings(max_steps=2, evaluate_every=50), overwrite=True, reporter=Listener())
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {*FILES, "notes.txt"}
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("resume, overwrite", [(False, False), (True, False), (False, True)])
+def test_a_directory_that_is_no_run_is_never_touched(settings: Settings, tmp_path: Path, resume: bool, overwrite: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"run: is not a run and not empty \(it holds 'thesis.tex'\); name another directory"):
+        train(settings(), resume=resume, overwrite=overwrite, reporter=Listener())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    with pytest.raises(UserError, match="no such file"):
+        train(settings(data={"path": str(tmp_path / "none.txt")}), overwrite=True, reporter=Listener())
+    assert (tmp_path / "run/best.safetensors").exists()
+
+
+def test_resume_without_a_run_starts_one(settings: Settings) -> None:
+    assert train(settings(), resume=True, reporter=Listener()).status == "finished"
+
+
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ({"model": {"hidden_size": 11}}, "model.hidden_size was 10 and is now 11"),
+        ({"data": {"val_fraction": 0.2}}, "data.val_fraction was 0.1 and is now 0.2"),
+        ({"batch_size": 7}, "train.batch_size was 8 and is now 7"),
+        ({"optimizer": "sgd"}, "train.optimizer was 'adamw' and is now 'sgd'"),
+    ],
+)
+def test_resume_refuses_another_run(settings: Settings, change: dict[str, Any], key: str) -> None:
+    train(settings(), reporter=Listener())
+    with pytest.raises(UserError, match=f"cannot resume: {key}; set it back, or start another run with --init-from"):
+        train(settings(**change), resume=True, reporter=Listener())
+
+
+def test_resume_refuses_another_text(settings: Settings, text: Path) -> None:
+    train(settings(), reporter=Listener())
+    text.write_text(text.read_text() + "and so on")
+    with pytest.raises(UserError, match="cannot resume: the text has changed since"):
+        train(settings(max_steps=30), resume=True, reporter=Listener())
+
+
+def test_resume_from_a_damaged_state_is_refused_by_name(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    state = tmp_path / "run/last.state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.state\.pt: damaged.*--init-from .*last\.safetensors"):
+        train(settings(), resume=True, reporter=Listener())
+
+
+def test_resume_with_another_number_of_shards_works_and_says_so(settings: Settings) -> None:
+    torch.set_num_threads(2)
+    model = {"dropout": {"output": 0.3}}
+    train(settings(model=model), reporter=Listener())
+    torch.set_num_threads(1)
+    listener = Listener()
+    assert train(settings(model=model, max_steps=30), resume=True, reporter=listener).steps == 30
+    assert any("another number of threads" in note for note in listener.notes)
+    assert torch.get_num_threads() == 1
+
+
+def test_init_from_takes_weights_only(settings: Settings, tmp_path: Path, text: Path) -> None:
+    first = train(settings("first", max_steps=60, learning_rate=0.02), reporter=Listener())
+    second = Listener()
+    train(settings("second", max_steps=1, learning_rate=1e-6), init_from=str(tmp_path / "first"), reporter=second)
+    assert second.evaluations[0][0]["val_nats_per_char"] == pytest.approx(first.best["val_nats_per_char"], abs=0.01)
+    with pytest.raises(CheckpointError, match=r"tensor '.*' has shape .*; the config asks for"):
+        train(settings("third", model={"hidden_size": 11}), init_from=str(tmp_path / "first"), reporter=Listener())
+    text.write_text(text.read_text() + "zebra")
+    with pytest.raises(CheckpointError, match=r"cannot start from it: the text has 3 characters that it does not know \('b' 'r' 'z'\)"):
+        train(settings("fourth"), init_from=str(tmp_path / "first"), reporter=Listener())
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_a_full_disk_is_a_warning_and_at_the_end_an_error(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings(max_steps=5), reporter=Listener())
+    before = (tmp_path / "run/last.state.pt").read_bytes()
+    plain = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if str(target).endswith((".pt", ".safetensors")):
+            raise OSError(28, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    listener = Listener()
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some space"):
+        train(settings(), resume=True, reporter=listener)
+    assert any("training goes on" in warning for warning in listener.warnings)
+    assert (tmp_path / "run/last.state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tied_embeddings": True, "embedding_size": 10, "layer_norm": True, "num_layers": 2, "cell": "gru"}],
+    ids=["plain", "gru"],
+)
+def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict[str, Any]) -> None:
+    torch.set_num_threads(2)
+    config = settings(model=options)
+    task = build_task(config, load_corpus(config.data, config.seed))
+    windows = [batch for batch, _ in zip(task.batches("train"), range(4))]
+    found, carried = [], []
+    for count in (1, 2, 3):
+        model = task.model().train()
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        with Shards(task, model, 8, count, precision=torch.float32, label_smoothing=0.1, scaler=scaler, seed=1) as shards:
+            assert torch.get_num_threads() == (1 if count > 1 else 2)
+            first, _ = shards.gradients(windows[:2])
+            second, tally = shards.gradients(windows[2:])
+            found.append([*first, *second])
+            carried.append(shards.carried())
+        assert int(tally.count) == 2 * 72
+        assert torch.get_num_threads() == 2
+    for other in (1, 2):
+        torch.testing.assert_close(found[other], found[0], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(carried[other], carried[0])
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -> None:
+    config = settings(data={"vocabulary": {"max_size": 6}})  # some targets are nobody's
+    task = build_task(config, load_corpus(config.data, config.seed))
+    model = task.model().train()
+    windows = [batch for batch, _ in zip(task.batches("train"), range(2))]
+    with Shards(
+        task, model, 8, 1, precision=torch.float32, label_smoothing=0.0, scaler=torch.amp.GradScaler("cpu", enabled=False), seed=1
+    ) as shards:
+        gradients, tally = shards.gradients(windows)
+    state, total = None, torch.zeros(())
+    for window in windows:
+        loss, _, state = task.loss(model, window, state and tuple(tuple(s.detach() for s in layer) for layer in state))
+        total = total + loss
+    assert int(tally.count) < 2 * 72
+    expected = torch.autograd.grad(total / tally.count, list(model.parameters()))
+    torch.testing.assert_close(gradients, list(expected))
+
+
+def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
+    """The two biases have the same gradient; what is clipped in place would be clipped twice."""
+    task = build_task(settings(), load_corpus(settings().data, 1))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with Shards(task, task.model(), 8, 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
+        gradients, _ = shards.gradients([next(task.batches("train"))])
+    assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
+
+
+def test_shard_count_leaves_each_enough_columns() -> None:
+    torch.set_num_threads(2)
+    cpu = torch.device("cpu")
+    assert [shard_count(cpu, columns) for columns in (1, 4, 7, 8, 64)] == [1, 1, 1, 2, 2]
+    assert shard_count(torch.device("meta"), 64) == 1
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps"])
+def test_a_device_that_is_not_there_is_named(settings: Settings, device: str) -> None:
+    if (device == "mps" and torch.backends.mps.is_available()) or (device.startswith("cuda") and torch.cuda.is_available()):
+        pytest.skip("the device is here")
+    config = settings().model_copy(update={"device": device})
+    with pytest.raises(UserError, match=f"device '{device}': PyTorch sees no .*; set device: auto or cpu"):
+        train(config, reporter=Listener())
+
+
+def test_fp16_needs_a_gpu(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.precision fp16 needs a CUDA GPU and the device is cpu; set precision: auto, bf16 or fp32"):
+        train(settings(precision="fp16"), reporter=Listener())
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_trains_on_a_cpu(settings: Settings) -> None:
+    outcome = train(settings(precision="bf16"), reporter=Listener())
+    assert math.isfinite(outcome.best["val_nats_per_char"])
+
+
+def test_a_run_outside_the_main_thread(settings: Settings) -> None:
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(train(settings(), reporter=Listener())))
+    thread.start()
+    thread.join()
+    assert outcomes[0].status == "finished"
+
+
+def test_plan(settings: Settings) -> None:
+    plan = training.plan(settings(model={"hidden_size": 100}))
+    assert plan.characters == 2700 and plan.parameters > 40000
+    assert plan.characters_per_parameter == pytest.approx(plan.characters / plan.parameters)
+    assert plan.memory_bytes > 4 * 4 * plan.parameters
+    (warning,) = plan.warnings
+    assert "far too large for the text" in warning
+    assert training.plan(settings(model={"hidden_size": 4, "embedding_size": 2})).warnings == []
+    assert any("shrunk" in note for note in training.plan(settings(batch_size=4000)).notes)
