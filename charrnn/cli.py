@@ -342,7 +342,7 @@ def summary(outcome: Outcome) -> str:
 
 def _print_plan(plan: Plan) -> None:
     typer.echo(plan.summary())
-    typer.echo(f"{plan.steps_per_epoch:,} windows in one pass, {plan.threads} threads")
+    typer.echo(f"{plan.steps_per_epoch:,} windows in one pass, {plan.shards} shards")
     for note in plan.notes:
         typer.echo(note)
     for warning in plan.warnings:

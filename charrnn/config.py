@@ -17,9 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -36,6 +34,7 @@ def _text(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_text)]
+Count = Annotated[int, Field(gt=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Limit = Annotated[float, Field(gt=0, le=1e9)]
 Width = Annotated[int, Field(gt=0, le=1 << 20)]  # more is a slip of the keyboard, and would overflow torch's sizes
@@ -50,6 +49,12 @@ ALIASES = {
     "seq_length": "train.tbptt_window",
     "num_steps": "train.tbptt_window",
     "num_seqs": "train.batch_size",
+}
+# What a key holds, where pydantic would tell of its patterns and the members of its unions.
+EXPECTED = {
+    "device": "auto, cpu, mps, cuda or cuda:N",
+    "data.path": "a path or a list of paths; in quotes if it looks like something else",
+    "model.dropout.locked": "true, false or a list of input, between_layers, output",
 }
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
@@ -76,8 +81,8 @@ def _is_number(annotation: Any) -> bool:
 
 
 class VocabularyConfig(Section):
-    max_size: PositiveInt | None = None  # keep the most frequent characters
-    min_count: PositiveInt = 1  # drop characters seen fewer times
+    max_size: Count | None = None  # keep the most frequent characters
+    min_count: Count = 1  # drop characters seen fewer times
 
 
 class DataConfig(Section):
@@ -140,9 +145,9 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: PositiveInt = 32  # parallel streams
-    tbptt_window: PositiveInt = 128  # steps through which gradients flow
-    max_steps: PositiveInt | None = None  # the run ends at the first of the three limits
+    batch_size: Count = 32  # parallel streams
+    tbptt_window: Count = 128  # steps through which gradients flow
+    max_steps: Count | None = None  # the run ends at the first of the three limits
     max_epochs: Limit | None = None
     max_minutes: Limit | None = None
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
@@ -151,19 +156,20 @@ class TrainConfig(Section):
     beta2: Fraction = 0.99
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # on matrices only
     schedule: Literal["constant", "cosine", "linear", "plateau"] = "cosine"  # over the largest fraction of the limits used up
-    warmup_steps: NonNegativeInt = 50
+    warmup_steps: Annotated[int, Field(ge=0, lt=1 << 63)] = 50
     min_learning_rate: Fraction = 0.02  # where the schedule ends, as a share of learning_rate
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # schedule: plateau multiplies by this …
-    plateau_patience: PositiveInt = 2  # … after so many evaluations without a better value
+    plateau_patience: Count = 2  # … after so many evaluations without a better value
     max_grad_norm: PositiveFloat = 1.0
-    accumulate: PositiveInt = 1  # windows whose gradients make one step
+    accumulate: Count = 1  # windows whose gradients make one step
+    shards: Count = 1  # groups of columns, each with a CPU thread of its own; see docs/performance.md for when it pays
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction = 0.0  # weight averaging; the averaged weights are what is evaluated and saved. 0 is off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    patience: PositiveInt | None = None  # stop after so many evaluations without a better value
-    evaluate_every: PositiveInt = 500  # steps
-    save_every: PositiveInt = 500
-    log_every: PositiveInt = 50
+    patience: Count | None = None  # stop after so many evaluations without a better value
+    evaluate_every: Count = 500  # steps
+    save_every: Count = 500
+    log_every: Count = 50
 
     @model_validator(mode="after")
     def _ends(self) -> TrainConfig:
@@ -191,7 +197,7 @@ class Config(Section):
         return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return str(yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 class _Loader(yaml.SafeLoader):
@@ -239,6 +245,16 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that says the same to us and to everyone else: text that either takes for something else is quoted."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeLoader.yaml_implicit_resolvers.get(first, []), *resolvers]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def parse_yaml(text: str) -> Any:
@@ -358,6 +374,8 @@ def _explain(error: ValidationError, place: str, given: Mapping[str, str]) -> st
     key, first = next(iter(complaints.items()))
     name, section = ".".join(key), ".".join(key[:-1])
     blamed = next((source for setting, source in given.items() if f"{name}.".startswith(f"{setting}.")), place)
+    if first["type"] == "extra_forbidden":  # also where what was given lies inside of it
+        blamed = next((source for setting, source in given.items() if f"{setting}.".startswith(f"{name}.")), blamed)
     others = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     if first["type"] in ("extra_forbidden", "invalid_key"):
         where = f"{blamed}: {section + ': ' if section else ''}"
@@ -393,10 +411,8 @@ def _remedy(section: str, key: str) -> str:
 def _expectation(key: str, complaint: Mapping[str, Any]) -> str:
     if complaint["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"expected a section with keys such as {', '.join(list(dict(_sections())[key])[:3])}"
-    if key == "model.dropout.locked":
-        return f"expected true, false or a list of {', '.join(get_args(DropoutPlace))}"
-    if key == "device":
-        return "expected auto, cpu, mps, cuda or cuda:N"
+    if key in EXPECTED:
+        return f"expected {EXPECTED[key]}"
     if complaint["type"] == "string_type":
         return "expected text; in quotes if it looks like something else"
     # "Input should be a valid integer, unable to parse string as an integer"
@@ -427,6 +443,9 @@ class _Brief(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"a number of {x.bit_length()} bits" if x.bit_length() > 1000 else super().repr_int(x, level)
 
 
 _short = _Brief().repr  # of a value in a message: one line, and not a million characters of it

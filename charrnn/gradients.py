@@ -1,7 +1,7 @@
 """The gradients of one step: forward and backward over its windows, the columns of a batch shared out among threads.
 
-A recurrence is a chain of small products. Two threads inside one product hardly speed it up (measured: 11.5 ms against
-13 ms for 64 steps of 16 × 384 × 1536), while two chains over half the columns each run at full speed side by side.
+One shard, in the calling thread, is the default. With more, each group of columns is a chain of products of its own in a
+thread of its own: no thread waits for another inside a product, but each reads the whole of the weights.
 
 Axes: T time, B batch, H hidden_size.
 """
@@ -28,9 +28,9 @@ def seeded(device: torch.device, *entropy: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(seed) >> 1)
 
 
-def shard_count(device: torch.device, columns: int) -> int:
-    """Threads that are worth having: each needs some columns to keep its products from being all overhead."""
-    return min(torch.get_num_threads(), columns // 4 or 1) if device.type == "cpu" else 1
+def shard_count(device: torch.device, columns: int, wanted: int) -> int:
+    """`train.shards`, but no more than there are columns; a GPU takes them all at once."""
+    return min(wanted, columns) if device.type == "cpu" else 1
 
 
 def _prepare_thread() -> None:

@@ -27,7 +27,7 @@ class Plan:
     steps_per_epoch: int  # windows in one pass
     device: str
     precision: str
-    threads: int  # that share the columns of a batch
+    shards: int  # threads that share the columns of a batch
     notes: list[str]
     warnings: list[str]
 
@@ -60,7 +60,7 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         steps_per_epoch=task.steps_per_epoch(),
         device=str(device),
         precision=str(resolve_precision(config.train.precision, device)).removeprefix("torch."),
-        threads=shard_count(device, first.size(1)),
+        shards=shard_count(device, first.size(1), config.train.shards),
         notes=task.notes(),
         warnings=warnings,
     )

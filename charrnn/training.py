@@ -163,7 +163,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         columns = next(iter(task.batches("train"))).inputs.size(1)
         self.shards = Shards(
-            task, self.model, columns, shard_count(device, columns),
+            task, self.model, columns, shard_count(device, columns, settings.shards),
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
@@ -358,7 +358,7 @@ class Trainer:
         self.counters = Counters(**state["counters"])
         if not self.shards.load_generator_states(state["generators"]):
             self.shards.reseed(self.counters.step)
-            self.reporter.note("resumed with another number of threads: dropout draws anew, so the run is no longer the same to the bit")
+            self.reporter.note("resumed with another number of shards: dropout draws anew, so the run is no longer the same to the bit")
         self.shards.load_carried(state["carried"])
         self.windows = self.task.batches("train", first=self.counters.window)
         self.since_report = Tally(*(part.to(self.device) for part in state["since_report"]))

@@ -173,8 +173,7 @@ def test_a_run_learns_and_leaves_what_the_design_names(settings: Settings, tmp_p
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_resume_is_identical_to_the_bit(settings: Settings, tmp_path: Path, options: dict[str, Any], shards: int) -> None:
-    torch.set_num_threads(shards)
-    model, limits = options.get("model", {}), options.get("train", {})
+    model, limits = options.get("model", {}), options.get("train", {}) | {"shards": shards}
     train(settings("whole", model=model, max_steps=60, **limits), reporter=Listener())
     # 60 steps of 37 windows: the text is passed through more than once, and step 27 is neither saved nor evaluated.
     halved = settings("halves", model=model, max_steps=60, log_every=1, **limits)
@@ -491,14 +490,11 @@ def test_resume_from_a_damaged_state_is_refused_by_name(settings: Settings, tmp_
 
 
 def test_resume_with_another_number_of_shards_works_and_says_so(settings: Settings) -> None:
-    torch.set_num_threads(2)
     model = {"dropout": {"output": 0.3}}
-    train(settings(model=model), reporter=Listener())
-    torch.set_num_threads(1)
+    train(settings(model=model, shards=2), reporter=Listener())
     listener = Listener()
     assert train(settings(model=model, max_steps=30), resume=True, reporter=listener).steps == 30
-    assert any("another number of threads" in note for note in listener.notes)
-    assert torch.get_num_threads() == 1
+    assert any("another number of shards" in note for note in listener.notes)
 
 
 def test_init_from_takes_weights_only(settings: Settings, tmp_path: Path, text: Path) -> None:
@@ -586,11 +582,11 @@ def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
     assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
 
 
-def test_shard_count_leaves_each_enough_columns() -> None:
-    torch.set_num_threads(2)
+def test_shards_are_no_more_than_columns_and_one_on_a_gpu() -> None:
     cpu = torch.device("cpu")
-    assert [shard_count(cpu, columns) for columns in (1, 4, 7, 8, 64)] == [1, 1, 1, 2, 2]
-    assert shard_count(torch.device("meta"), 64) == 1
+    assert [shard_count(cpu, columns, 2) for columns in (1, 2, 64)] == [1, 2, 2]
+    assert shard_count(torch.device("meta"), 64, 2) == 1
+
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps"])

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
 BLOCK = 1 << 24  # ids of documents put into their order at a time
-FORMAT = 2  # of the cache; a change makes old entries strangers
+FORMAT = 1  # of the cache; a change makes old entries strangers
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
 ENCODINGS = "utf-8, utf-16, gb18030, big5, shift_jis or cp1252"
@@ -338,7 +338,7 @@ def _open(entry: Path) -> Corpus | None:
         corpus = Corpus(
             vocabulary=Vocabulary.from_json(meta["vocabulary"]),
             ids=ids,
-            ranges={name: (int(start), int(stop)) for name, (start, stop) in meta["ranges"].items()},
+            ranges={split: (int(meta["ranges"][split][0]), int(meta["ranges"][split][1])) for split in SPLITS},
             documents=int(meta["documents"]),
             unknown=int(meta["unknown"]),
             files=int(meta["files"]),
@@ -388,13 +388,14 @@ def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report
 
 def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report: Callable[[int], None]) -> None:
     """Two passes: count the characters, then write their ids."""
+    name = str(files[0]) if len(files) == 1 else f"{len(files)} files from {files[0]}"
     if config.source == "python-stdlib":
         files = [path for path in files if _is_text(path, config.encoding)]  # a few are broken on purpose
     histogram = np.zeros(CODE_POINTS, dtype=np.int64)
     for text, _ in _documents(files, config, report):
         counts = np.bincount(_code_points(text))
         histogram[: len(counts)] += counts
-    vocabulary = _vocabulary(histogram, config, _name(files))
+    vocabulary = _vocabulary(histogram, config, name)
     dtype = np.min_scalar_type(len(vocabulary) - 1)
     table = vocabulary.table().astype(dtype)
     starts: list[Ids] = [np.zeros(1, dtype=np.int8)]  # of documents; in small dtypes, for there may be many millions
@@ -412,11 +413,11 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
             out.write(ids.data)
             written += len(ids)
     if config.documents == "none":
-        documents, ranges = 0, _cut_stream(written, config, _name(files))
+        documents, ranges = 0, _cut_stream(written, config, name)
     else:
         edges = np.concatenate(starts)
         starts.clear()
-        documents, ranges = len(edges) - 1, _shuffle(encoded, into / "ids.bin", dtype, edges, config, seed, _name(files))
+        documents, ranges = len(edges) - 1, _shuffle(encoded, into / "ids.bin", dtype, edges, config, seed, name)
     meta = {
         "vocabulary": vocabulary.to_json(),
         "dtype": np.dtype(dtype).name,
@@ -472,10 +473,6 @@ def _vocabulary(histogram: npt.NDArray[np.int64], config: DataConfig, name: str)
         kept = f"max_size and min_count leave only {vocabulary.characters!r} of its {len(used)} characters"
         raise DataError(f"{name}: data.vocabulary: {kept}; there is nothing to predict")
     return vocabulary
-
-
-def _name(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{len(files)} files from {files[0]}"
 
 
 def _sizes(count: int, config: DataConfig) -> dict[str, int]:

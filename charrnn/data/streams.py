@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class EvaluationStreams:
         targets = max(0, len(self.ids) - 1)
         columns = max(1, min(self.columns, targets))
         edges = [1 + column * targets // columns for column in range(columns + 1)]
-        return [(max(0, first - 1 - self.lead), first, stop) for first, stop in zip(edges, edges[1:])]
+        return [(max(0, first - 1 - self.lead), first, stop) for first, stop in pairwise(edges)]
 
     def batches(self, window: int = 256, first: int = 0) -> Iterator[Batch]:
         """One pass, from window `first` on; the state is carried from each batch to the next."""

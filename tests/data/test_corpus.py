@@ -103,7 +103,7 @@ LINE = st.text(st.sampled_from("abcdé漢 "), max_size=12)
     piece=st.sampled_from([1, 4, 9, 64]),
     block=st.sampled_from([1, 2, 5, 16, 1000]),
 )
-@examples(max_examples=40, deadline=None)
+@examples(max_examples=25)
 def test_shuffled_by_the_piece_and_the_block(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], kind: str, piece: int, block: int
 ) -> None:
@@ -134,9 +134,9 @@ def test_the_order_is_the_seeds(tmp_path: Path) -> None:
 
 def test_the_order_is_a_fair_one(tmp_path: Path) -> None:
     """Each of the 6 orders of 3 documents comes about as often as the others."""
-    orders = [whole(corpus_of(tmp_path, "ab\ncd\nef", seed=seed, documents="lines")) for seed in range(120)]
+    orders = [whole(corpus_of(tmp_path, "ab\ncd\nef", seed=seed, documents="lines")) for seed in range(60)]
     counts = [orders.count(order) for order in set(orders)]
-    assert len(counts) == 6 and min(counts) > 8
+    assert len(counts) == 6 and min(counts) > 2
 
 
 def test_a_seed_does_not_matter_to_a_stream(tmp_path: Path) -> None:
@@ -366,9 +366,11 @@ def truncate(path: Path) -> None:
 def test_a_damaged_entry_is_made_again(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     corpus_of(tmp_path, VERSE)
     (entry,) = entries(tmp_path)
+    written = {path: path.read_bytes() for path in entry.iterdir()}
     damage(entry)
     assert whole(corpus_of(tmp_path, VERSE)) == VERSE
     assert entries(tmp_path) == [entry]
+    assert {path: path.read_bytes() for path in entry.iterdir()} == written
 
 
 BUILD = """

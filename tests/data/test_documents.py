@@ -40,7 +40,7 @@ def tiny_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32", "gb18030", "utf-7"])
 @given(text=TEXT, mark=st.booleans(), packed=st.booleans(), piece=st.sampled_from(PIECES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30)
 def test_reading_by_the_piece_is_reading_at_once(encoding: str, text: str, mark: bool, packed: bool, piece: int) -> None:
     content = (("\ufeff" if mark else "") + text).encode(encoding)
     expected = io.StringIO(content.decode(encoding).removeprefix("\ufeff"), newline=None).read()
@@ -53,7 +53,7 @@ def test_reading_by_the_piece_is_reading_at_once(encoding: str, text: str, mark:
 
 @pytest.mark.parametrize("kind", ["lines", "blank_lines", "files"])
 @given(text=st.text(st.sampled_from("ab \t\n\u3000\x0c\x85"), max_size=40), cuts=st.lists(st.integers(0, 40)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150)
 def test_documents_of_pieces_are_documents_of_the_whole(kind: str, text: str, cuts: list[int]) -> None:
     pieces = [text[a:b] for a, b in pairwise([0, *sorted(cuts), len(text)])]
     assert rejoined(split_documents(pieces, kind)) == documents_at_once(text, kind)
@@ -158,7 +158,9 @@ def test_a_suggestion_fits_where_the_error_is(tmp_path: Path) -> None:
         list(read_text(path))
 
 
-@pytest.mark.parametrize("encoding, why", [("utf-99", "Python knows no such encoding"), ("rot13", "not a text encoding"), ("\0", "no such")])
+@pytest.mark.parametrize(
+    "encoding, why", [("utf-99", "Python knows no such encoding"), ("rot13", "not a text encoding"), ("\0", "no such")]
+)
 def test_unknown_encoding(tmp_path: Path, encoding: str, why: str) -> None:
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(DataError, match=rf"^data.encoding .*: .*{why}.*try utf-8, "):

@@ -11,26 +11,26 @@ from torch import Tensor, nn
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.cells import CELLS, State
 
-# T time, B batch, I input_size, H hidden_size
-T, B, I, H, DEPTH = 7, 3, 5, 6, 3
+# T time, B batch, INPUTS input_size, H hidden_size
+T, B, INPUTS, H, DEPTH = 7, 3, 5, 6, 3
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
 def stock(cell: str, num_layers: int = DEPTH, bias: bool = True) -> nn.RNNBase:
     if cell == "lstm":
-        return nn.LSTM(I, H, num_layers, bias=bias)
+        return nn.LSTM(INPUTS, H, num_layers, bias=bias)
     if cell == "gru":
-        return nn.GRU(I, H, num_layers, bias=bias)
-    return nn.RNN(I, H, num_layers, nonlinearity=cell.removeprefix("rnn_"), bias=bias)
+        return nn.GRU(INPUTS, H, num_layers, bias=bias)
+    return nn.RNN(INPUTS, H, num_layers, nonlinearity=cell.removeprefix("rnn_"), bias=bias)
 
 
 def stack(cell: str = "lstm", num_layers: int = DEPTH, **options: Any) -> RecurrentStack:
     torch.manual_seed(0)
-    return RecurrentStack(cell, I, H, num_layers, **options)
+    return RecurrentStack(cell, INPUTS, H, num_layers, **options)
 
 
 def text(steps: int = T, device: str = "cpu") -> Tensor:
-    return torch.randn(steps, B, I, generator=torch.Generator().manual_seed(1)).to(device)
+    return torch.randn(steps, B, INPUTS, generator=torch.Generator().manual_seed(1)).to(device)
 
 
 def some_state(cell: str, num_layers: int = DEPTH, device: str = "cpu") -> tuple[State, ...]:
