@@ -66,9 +66,9 @@ def preference(request: Request) -> tuple[str, ...]:
     """Backends in the order in which `auto` tries them, fastest first, as measured in docs/performance.md."""
     if request.device != "cpu":
         return ("fused", "explicit", "reference")
-    # oneDNN has a good bf16 LSTM kernel where the processor multiplies bf16; its fp32 one, and PyTorch's GRU and RNN
-    # loops, hand the BLAS a transposed matrix with few rows, which costs them up to half of the machine.
-    if request.cell == "lstm" and request.autocast == torch.bfloat16 and not request.ragged:
+    # oneDNN has kernels for the LSTM, not for packed sequences; PyTorch's own GRU and RNN loops hand the BLAS a transposed
+    # matrix with few rows at every step, which costs them up to half of the machine.
+    if request.cell == "lstm" and not request.ragged:
         return ("fused", "explicit", "reference")
     return ("explicit", "fused", "reference")
 

@@ -60,11 +60,12 @@ def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "request_, first",
     [
-        (Request("lstm"), "explicit"),
+        (Request("lstm"), "fused"),
+        (Request("lstm", ragged=True), "explicit"),
         (Request("gru", autocast=torch.bfloat16), "explicit"),
         (Request("lstm", autocast=torch.bfloat16), "fused"),
         (Request("lstm", autocast=torch.bfloat16, ragged=True), "explicit"),
-        (Request("lstm", autocast=torch.float16), "explicit"),
+        (Request("gru"), "explicit"),
         (Request("rnn_tanh", "cuda"), "fused"),
         (Request("gru", "mps"), "fused"),
     ],
@@ -80,12 +81,12 @@ def test_preference(request_: Request, first: str) -> None:
 def test_choose_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
     for _ in range(3):
-        assert choose(Request("lstm")) is explicit
+        assert choose(Request("gru")) is explicit
         assert choose(Request("lstm", "cuda")) is fused
-    assert caplog.messages == ["backend explicit runs lstm on cpu in float32", "backend fused runs lstm on cuda in float32"]
+    assert caplog.messages == ["backend explicit runs gru on cpu in float32", "backend fused runs lstm on cuda in float32"]
 
 
-@pytest.mark.parametrize("refused", [Request("lstm", "xla"), Request("lstm", "mps", ragged=True)], ids=str)
+@pytest.mark.parametrize("refused", [Request("lstm", "xla"), Request("lstm", "mps", ragged=True), Request("lstm", autocast=torch.float16)], ids=str)
 def test_choose_falls_back_and_says_so_once(refused: Request, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
     assert preference(refused)[0] == "fused"
