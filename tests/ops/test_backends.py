@@ -86,7 +86,9 @@ def test_choose_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCapt
     assert caplog.messages == ["backend explicit runs gru on cpu in float32", "backend fused runs lstm on cuda in float32"]
 
 
-@pytest.mark.parametrize("refused", [Request("lstm", "xla"), Request("lstm", "mps", ragged=True), Request("lstm", autocast=torch.float16)], ids=str)
+@pytest.mark.parametrize(
+    "refused", [Request("lstm", "xla"), Request("lstm", "mps", ragged=True), Request("lstm", autocast=torch.float16)], ids=str
+)
 def test_choose_falls_back_and_says_so_once(refused: Request, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
     assert preference(refused)[0] == "fused"
