@@ -63,7 +63,7 @@ def backend(name: str) -> Backend:
 
 
 def preference(request: Request) -> tuple[str, ...]:
-    """Backends in the order in which `auto` tries them, fastest first, as measured in docs/performance.md."""
+    """Backends in the order in which `auto` tries them, fastest first where docs/performance.md has measured it."""
     if request.device != "cpu":
         return ("fused", "explicit", "reference")
     # oneDNN has kernels for the LSTM, not for packed sequences; PyTorch's own GRU and RNN loops hand the BLAS a transposed
