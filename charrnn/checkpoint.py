@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from charrnn import __version__
-from charrnn.config import Config, build_config, parse_yaml
+from charrnn.config import Config, build_config, parse_yaml, user_path
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean
+from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean, short
 from charrnn.models.char_rnn import CharRNN
 
 FORMAT = "charrnn"
@@ -49,8 +49,11 @@ class Loaded:
     path: Path
 
 
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never half. Raises WriteError."""
+def write_atomically(path: Path, payload: bytes, remedy: str = "free some space or name another run directory in `run`") -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never half.
+
+    Raises WriteError, which ends with `remedy`.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
@@ -69,7 +72,6 @@ def write_atomically(path: Path, payload: bytes) -> None:
             finally:
                 os.close(directory)
     except OSError as error:
-        remedy = "free some space or name another run directory in `run`"
         raise WriteError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
 
 
@@ -101,11 +103,15 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
         step = int(metadata["step"])
         metrics = {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
+        if not 0 <= step < 1 << 63:
+            raise ValueError(f"step {short(step)} is none")
+        if strangers := [name for name in metrics if not name.isidentifier()]:
+            raise ValueError(f"{short(strangers[0])} is no name of a metric")
     except KeyError as missing:
         raise CheckpointError(f"{path}: damaged: its metadata has no {missing}; copy it again, or train anew") from None
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
     _check_weights(path, weights, config, vocabulary)
     return Loaded(weights, config, vocabulary, step, metrics, path)
@@ -141,10 +147,10 @@ def _read_metadata(path: Path) -> dict[str, str]:
         expected = "best.safetensors or last.safetensors of a run"
         raise CheckpointError(f"{path}: a .safetensors file, but not one that charrnn wrote; expected {expected}")
     version = str(metadata.get("format_version"))
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+    if not version.isdecimal() or len(version) > 9 or int(version) > FORMAT_VERSION:  # int() refuses thousands of digits
         raise CheckpointError(
-            f"{path}: written by charrnn {metadata.get('charrnn_version')} in format {version}, and charrnn {__version__} "
-            f"reads formats up to {FORMAT_VERSION}; upgrade charrnn"
+            f"{path}: written by charrnn {short(metadata.get('charrnn_version'))} in format {short(version)}, and charrnn "
+            f"{__version__} reads formats up to {FORMAT_VERSION}; upgrade charrnn"
         )
     return metadata
 
@@ -174,9 +180,9 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         if name not in found:
             raise CheckpointError(f"{place}tensor {name!r} is missing; expected shape {shape}")
         if found[name] != shape:
-            raise CheckpointError(f"{place}tensor {name!r} has shape {found[name]}; the config asks for {shape}")
+            raise CheckpointError(f"{place}tensor {name!r} has shape {short(found[name])}; the config asks for {shape}")
     if strangers := sorted(found.keys() - expected.keys()):
-        raise CheckpointError(f"{place}tensor {strangers[0]!r} has no place in the model that the config describes")
+        raise CheckpointError(f"{place}tensor {short(strangers[0])} has no place in the model that the config describes")
 
 
 def refuse_vocabulary(loaded: Loaded, vocabulary: Vocabulary) -> None:
@@ -210,24 +216,35 @@ def copy_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
 
 def find_model(model: str | None) -> Path:
     """The model file that a run directory, a file name, or nothing (the newest run under ./runs) stands for. Raises UserError."""
-    if model is None:
-        candidates = [found for run in RUNS.glob("*") if (found := _model_of(run))]
-        if not candidates:
-            raise UserError(f"no model is named and no run under {RUNS.resolve()} has one; name a run directory or train one first")
-        return max(candidates, key=lambda path: path.stat().st_mtime)
-    path = Path(model).expanduser()
+    path = None if model is None else user_path(model, "model")
+    try:
+        return _newest() if path is None else _found(path)
+    except OSError as error:
+        place = error.filename or path or RUNS
+        raise UserError(f"{place}: cannot be read: {error.strerror or error}; name a run or model file that you may read") from None
+
+
+def _newest() -> Path:
+    candidates = [found for run in RUNS.glob("*") if (found := _model_of(run))]
+    if not candidates:
+        looked = f"no model is named, and no run under {RUNS.resolve()} has one (best.safetensors or last.safetensors in a directory of it)"
+        raise UserError(f"{looked}; name a run directory or train one first")
+    return max(candidates, key=lambda path: path.stat().st_mtime)
+
+
+def _found(path: Path) -> Path:
     if path.is_dir():
         if found := _model_of(path):
             return found
-        raise UserError(f"{model}: the directory holds neither best.safetensors nor last.safetensors; name a run that has trained")
+        raise UserError(f"{path}: the directory holds neither best.safetensors nor last.safetensors; name a run that has trained")
     if path.exists():
         return path
     if (in_runs := RUNS / path).exists():
         hint = f"; did you mean {str(in_runs)!r}?"
     else:
         known = [str(entry) for folder in (RUNS, path.parent) if folder.is_dir() for entry in folder.iterdir()]
-        hint = did_you_mean(model, known) or "; name a run directory or a .safetensors file"
-    raise UserError(f"{model}: no such run or model file{hint}")
+        hint = did_you_mean(str(path), known) or "; name a run directory or a .safetensors file"
+    raise UserError(f"{path}: no such run or model file{hint}")
 
 
 def _model_of(run: Path) -> Path | None:
@@ -263,7 +280,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _some(characters: list[str]) -> str:

@@ -5,6 +5,7 @@ What a command needs is imported inside it: `charrnn --help` must not wait for t
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
@@ -12,11 +13,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from charrnn.errors import DataError, UserError
+from charrnn.errors import DataError, UserError, printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +26,18 @@ if TYPE_CHECKING:
     from charrnn.checkpoint import Loaded
     from charrnn.config import Config
     from charrnn.data.corpus import Corpus
+    from charrnn.evaluation import Window
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
+SILENCE_SECONDS = 1.0  # before a bar appears
 OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
-OUT_OF_MEMORY = "out of memory; lower train.batch_size, train.tbptt_window or model.hidden_size"
+# What a command can do with less memory.
+LESS_MEMORY = {
+    "train": "lower train.batch_size, train.tbptt_window or model.hidden_size",
+    "sample": "lower --num-samples, shorten the prime, or set --device cpu",
+    "eval": "set --device cpu, or end other programs",
+}
 
 app = typer.Typer(
     help="Character-level recurrent neural networks: train on text, let it write, measure it.",
@@ -77,7 +85,7 @@ def train(
         return
     with Terminal(settings) as terminal:
         outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=terminal)
-    raise typer.Exit({"interrupted": 130, "diverged": 1}.get(outcome.status, 0))
+    raise typer.Exit({"interrupted": 130, "terminated": 143, "diverged": 1}.get(outcome.status, 0))
 
 
 @app.command()
@@ -91,6 +99,7 @@ def sample(
     top_p: Annotated[float | None, typer.Option(help="only the most probable that together hold this share")] = None,
     min_p: Annotated[float | None, typer.Option(help="only those at least this share as probable as the best")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="above 1 makes recent characters less probable")] = 1.0,
+    repetition_window: Annotated[int, typer.Option(help="so many characters are recent")] = 64,
     no_repeat_ngram: Annotated[int, typer.Option(help="never write a run of so many characters twice; 0 is off")] = 0,
     num_samples: Annotated[int, typer.Option(help="texts, decoded as one batch")] = 1,
     seed: Annotated[int | None, typer.Option(help="the same seed writes the same text")] = None,
@@ -105,20 +114,25 @@ def sample(
     import torch
 
     from charrnn import generation
+    from charrnn.sampling import SamplingOptions
 
-    options = generation.SamplingOptions(
+    options = SamplingOptions(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        repetition_window=repetition_window,
         no_repeat_ngram=no_repeat_ngram,
     )
     if prime and prime_file:
         raise UserError("--prime and --prime-file are both given; expected one text to go on from, so leave one of them out")
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
     loaded, network = _load(model, device)
     text = _read_prime(prime_file) if prime_file else prime
-    primed, warnings = generation.prepare_prime(loaded.vocabulary, text, on_unknown)
+    place = f"--prime-file {prime_file}" if prime_file else "--prime"
+    primed, warnings = generation.prepare_prime(loaded.vocabulary, text, on_unknown, place)
     for warning in warnings:
         _warn(warning)
     generator = torch.Generator()
@@ -136,7 +150,7 @@ def sample(
         num_samples=num_samples,
         stop=[s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []],
         continue_documents=continue_documents,
-        separator="\n" if loaded.config.data.documents == "lines" else "\n\n",
+        separator=loaded.config.data.separator,
     )
     written = _arrange(pieces, "" if no_echo else primed.text, num_samples)
     if out:
@@ -161,27 +175,26 @@ def evaluate(
     from charrnn import evaluation
     from charrnn.config import build_config
     from charrnn.data.corpus import read_text
-    from charrnn.tasks import build_task
 
     loaded, network = _load(model, device)
-    config = build_config(loaded.config.model_dump(mode="json"), str(loaded.path), set_ or [])
-    documents = config.data.documents
+    # Where this machine keeps its cache is not for a model that may come from anywhere to say.
+    settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
+    config = build_config(settings, str(loaded.path), set_ or [])
     if file:
-        text: Iterable[str] = read_text(file, config.data.encoding)
-        if per_char:
-            _print_surprisal(evaluation.per_char(network, loaded.vocabulary, text, documents), as_json)
-            return
-        found, what = evaluation.evaluate_text(network, loaded.vocabulary, text, documents), str(file)
+        stream = evaluation.text_stream(loaded.vocabulary, read_text(file, config.data.encoding), config.data.documents)
+        total, what = None, str(file)
     else:
         corpus = _corpus_of(loaded, config)
-        if per_char:
-            _print_surprisal(evaluation.per_char(network, loaded.vocabulary, _text_of(corpus, split, documents), documents), as_json)
-            return
-        found, what = evaluation.evaluate(build_task(config, corpus), network, split), f"the {split} split of {_source(config)}"
+        stream = evaluation.split_stream(corpus, split)
+        total, what = len(corpus.split(split)), f"the {split} split of {_source(config)}"
+    if per_char:
+        _print_surprisal(evaluation.per_char(network, loaded.vocabulary, stream), as_json)
+        return
+    found = evaluation.evaluate_stream(network, loaded.vocabulary, _watched(stream, total))
     figures = found.as_metrics()
     if as_json:
         asked = {"file": str(file)} if file else {"split": split}
-        typer.echo(json.dumps({"model": str(loaded.path), **asked, "step": loaded.step, **figures, "unknown_share": found.unknown_share}))
+        typer.echo(json.dumps(_sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
         return
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
     typer.echo(
@@ -189,7 +202,7 @@ def evaluate(
         f"accuracy {figures['accuracy']:.2%}   {figures['chars_per_second']:,.0f} chars/s"
     )
     if file or found.unknown:
-        typer.echo(f"{found.unknown_share:.2%} of the characters are unknown to the model and not scored")
+        typer.echo(f"{figures['unknown_share']:.2%} of the characters are unknown to the model and not scored")
 
 
 @app.command()
@@ -206,7 +219,7 @@ def info(model: Model = None) -> None:
     typer.echo(f"model       {shape.cell}, {shape.num_layers} × {shape.hidden_size}, embedding {shape.embedding_size}")
     typer.echo(f"parameters  {count_parameters(build_model(loaded)):,}")
     symbols = ", ".join(loaded.vocabulary.symbols)
-    typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {json.dumps(shown, ensure_ascii=False)}")
+    typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {printable(json.dumps(shown, ensure_ascii=False))}")
     typer.echo(f"step        {loaded.step:,}")
     for name, value in loaded.metrics.items():
         typer.echo(f"{name:<24} {value:.6g}")
@@ -330,6 +343,7 @@ def summary(outcome: Outcome) -> str:
         "already_finished": f"This run is finished already, after {outcome.steps:,} steps",
         "early_stopped": f"Stopped early after {outcome.steps:,} steps without a better value",
         "interrupted": f"Interrupted and saved at step {outcome.steps:,}; {resume}",
+        "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
         "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",
     }[outcome.status]
     if not outcome.best:
@@ -359,9 +373,14 @@ def _load(model: str | None, device: str) -> tuple[Loaded, nn.Module]:
 
 
 def _read_prime(path: Path) -> str:
-    from charrnn.data.corpus import read_text
-
-    return "".join(read_text(path)).removesuffix("\n")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prime-file {path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"--prime-file {path}: cannot be read: {error.strerror or error}; name a text file") from None
+    # As the model's own text was read.
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
 def _arrange(steps: Iterator[list[str]], prime: str, count: int) -> Iterator[str]:
@@ -389,11 +408,22 @@ def _arrange(steps: Iterator[list[str]], prime: str, count: int) -> Iterator[str
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
+    """Write when the whole text is there: what fails before leaves an older file as it was."""
+    from charrnn.checkpoint import WriteError, write_atomically
+
+    remedy = "name a file in a directory that exists"
     try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            file.writelines(pieces)
+        if path.is_dir() or not path.parent.is_dir():  # said before the model writes, not after
+            raise UserError(f"--out {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {remedy}")
+        text = "".join(pieces)
+        if path.exists() and not path.is_file():  # a pipe or a terminal is written to, not replaced
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(path.resolve(), text.encode(), f"free some space, or {remedy}")  # resolved: a link stays one
+    except WriteError as error:
+        raise UserError(f"--out {error}") from None
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; name a file in a directory that exists") from None
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {remedy}") from None
 
 
 def _corpus_of(loaded: Loaded, config: Config) -> Corpus:
@@ -402,7 +432,12 @@ def _corpus_of(loaded: Loaded, config: Config) -> Corpus:
 
     remedy = "give a text with --file, or say where the text is now: --set data.path=…"
     try:
-        corpus = load_corpus(config.data, config.seed)
+        with _bar("B", None) as bar:
+
+            def encoding(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+
+            corpus = load_corpus(config.data, config.seed, encoding)
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from None
     if corpus.vocabulary != loaded.vocabulary:
@@ -412,31 +447,35 @@ def _corpus_of(loaded: Loaded, config: Config) -> Corpus:
 
 def _source(config: Config) -> str:
     path = config.data.path
-    return config.data.source if path is None else path if isinstance(path, str) else ", ".join(path)
+    return config.data.source if path is None else printable(path if isinstance(path, str) else ", ".join(path))
 
 
-def _text_of(corpus: Corpus, split: str, documents: str) -> Iterator[str]:
-    """A split as text again; U+FFFD stands for a character outside the vocabulary."""
-    if split not in corpus.ranges:
-        raise UserError(f"--split {split}: no such split; expected one of {', '.join(corpus.ranges)}")
-    if documents == "files":
-        raise UserError("--per-char: the split has whole files as documents, which have no text between them; name one of them with --file")
-    vocabulary, separator = corpus.vocabulary, "\n" if documents == "lines" else "\n\n"
-    ids = corpus.split(split)
-    for start in range(0, len(ids), 1 << 16):
-        yield "".join(
-            vocabulary.decode([i]) if i >= len(vocabulary.symbols) else separator if i == vocabulary.end else "\ufffd"
-            for i in ids[start : start + (1 << 16)].tolist()
-        )
+def _watched(stream: Iterator[Window], total: int | None) -> Iterator[Window]:
+    with _bar(" chars", total) as bar:
+        for window in stream:
+            yield window
+            bar.update(len(window.ids))
+
+
+def _bar(unit: str, total: int | None) -> tqdm[NoReturn]:
+    """For work during which a terminal would else be silent for long."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, unit_scale=True, delay=SILENCE_SECONDS, leave=False, disable=not sys.stderr.isatty())
 
 
 def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:
     for character, bits in characters:
         if as_json:
-            typer.echo(json.dumps({"char": character, "bits": bits}, ensure_ascii=False))
+            typer.echo(json.dumps(_sayable({"char": character, "bits": bits}), ensure_ascii=False))
         else:
             shown = json.dumps(character, ensure_ascii=False) if character else "end"
             typer.echo(f"{shown}\t" + ("-" if bits is None else f"{bits:.3f}"))
+
+
+def _sayable(values: dict[str, Any]) -> dict[str, Any]:
+    """With null for what is not finite, which JSON cannot say."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def _warn(text: str) -> None:
@@ -445,10 +484,14 @@ def _warn(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line: one line and exit 2 for a mistake of the user's, a traceback for a mistake of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="charrnn")
     except Exception as error:
-        explanation = _explain(error)
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        explanation = _explain(error, LESS_MEMORY.get(command, "end other programs"))
         if explanation is None:
             raise
         code, text = explanation
@@ -457,17 +500,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     raise AssertionError("a command always exits")
 
 
-def _explain(error: Exception) -> tuple[int, str] | None:
+def _explain(error: Exception, less_memory: str) -> tuple[int, str] | None:
     """Exit code and line for an exception that is not a bug. What needs torch to be named is only named where torch is loaded."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, MemoryError):
-        return 1, OUT_OF_MEMORY
+        return 1, f"out of memory; {less_memory}"
     torch, ops = sys.modules.get("torch"), sys.modules.get("charrnn.ops.backends")
     if ops and isinstance(error, ops.UnsupportedBackend):
         return 2, f"model.backend: {error}; set model.backend: auto"
     if torch and isinstance(error, torch.OutOfMemoryError):
-        return 1, f"the GPU is {OUT_OF_MEMORY}"
+        return 1, f"the GPU is out of memory; {less_memory}"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # how torch says it of a CPU
-        return 1, OUT_OF_MEMORY
+        return 1, f"out of memory; {less_memory}"
     return None

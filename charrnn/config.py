@@ -5,8 +5,8 @@ Defaults < YAML < `--set a.b=c`. Nothing below this module sees a dictionary of 
 
 from __future__ import annotations
 
+import os
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,12 +24,12 @@ from pydantic import (
     model_validator,
 )
 
-from charrnn.errors import ConfigError, did_you_mean
+from charrnn.errors import ConfigError, UserError, did_you_mean, short
 
 
 def _text(value: str) -> str:
     if not value.strip() or "\0" in value:
-        raise ValueError(f"{_short(value)} is not valid; expected text that is not empty")
+        raise ValueError(f"{short(value)} is not valid; expected text that is not empty")
     return value
 
 
@@ -38,6 +38,7 @@ Count = Annotated[int, Field(gt=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Limit = Annotated[float, Field(gt=0, le=1e9)]
 Width = Annotated[int, Field(gt=0, le=1 << 20)]  # more is a slip of the keyboard, and would overflow torch's sizes
+DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 DropoutPlace = Literal["input", "between_layers", "output"]
 
 # What other char-RNN programs call the same thing: old habits work.
@@ -80,6 +81,11 @@ def _is_number(annotation: Any) -> bool:
     return annotation in (int, float) or any(map(_is_number, get_args(annotation)))
 
 
+def _cache() -> str:
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return f"{home if os.path.isabs(home) else '~/.cache'}/charrnn"  # a relative one is to be ignored, says the XDG specification
+
+
 class VocabularyConfig(Section):
     max_size: Count | None = None  # keep the most frequent characters
     min_count: Count = 1  # drop characters seen fewer times
@@ -93,7 +99,12 @@ class DataConfig(Section):
     val_fraction: Fraction = 0.1  # the end of a stream; documents by seed
     test_fraction: Fraction = 0.0
     vocabulary: VocabularyConfig = VocabularyConfig()
-    cache: Text = "~/.cache/charrnn"  # encoded text, by content hash
+    cache: Text = Field(default_factory=_cache)  # encoded text, by content hash; $XDG_CACHE_HOME/charrnn or ~/.cache/charrnn
+
+    @property
+    def separator(self) -> str:
+        """What is written between two documents, so that the text reads as the corpus did."""
+        return "\n" if self.documents == "lines" else "\n\n"
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
@@ -182,7 +193,7 @@ class Config(Section):
     task: Literal["lm"] = "lm"
     run: Text = "runs/default"  # the run directory
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig
@@ -207,7 +218,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
-                raise _mistake(f"key {_short(key_node.value)} stands twice in one section; keep one of them", key_node)
+                raise _mistake(f"key {short(key_node.value)} stands twice in one section; keep one of them", key_node)
             if isinstance(key_node, yaml.ScalarNode):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -218,7 +229,7 @@ class _Loader(yaml.SafeLoader):
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # What PyYAML's constructors let out at `2024-13-45`, `!!int ""` or a number of 5000 digits.
             kind = node.tag.rpartition(":")[2]
-            raise _mistake(f"{_short(node.value)} is no {kind}; quote it if it is text", node) from None
+            raise _mistake(f"{short(node.value)} is no {kind}; quote it if it is text", node) from None
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
@@ -299,6 +310,21 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return build_config(settings, str(path), overrides)
 
 
+def user_path(name: str, place: str) -> Path:
+    """The path that a user wrote, `~` being a home; what `place` calls it. Raises UserError where nothing can be looked for there."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{place} {short(name)}: there is no such home directory; write the path without ~") from None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, a directory that may not be looked into
+        raise UserError(f"{place} {short(name)}: cannot be looked for: {error.strerror or error}; name another path") from None
+    return path
+
+
 def build_config(settings: Mapping[str, Any], place: str, overrides: Sequence[str] = ()) -> Config:
     """Validate settings, which stay as they are. `place` is what an error message blames. Raises ConfigError."""
     merged = _move_aliases(settings, place)
@@ -332,7 +358,7 @@ def _move_aliases(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
             target_section, target = ALIASES[old].split(".")
             into = moved[target_section] = {} if moved.get(target_section) is None else moved[target_section]
             if not isinstance(into, dict):
-                raise ConfigError(f"{place}: {target_section}: {_short(into)} is not valid; expected a section with keys")
+                raise ConfigError(f"{place}: {target_section}: {short(into)} is not valid; expected a section with keys")
             if target in into:
                 raise ConfigError(
                     f"{place}: {section or 'top level'}: {old!r} is another name of {ALIASES[old]}, which is given too; keep one"
@@ -355,7 +381,7 @@ def _apply(settings: dict[str, Any], override: str) -> str:
     for section in sections:
         inner = here.get(section)
         if inner is not None and not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is {_short(inner)}, not a section with keys")
+            raise ConfigError(f"--set {override!r}: {section!r} is {short(inner)}, not a section with keys")
         here[section] = here = dict(inner or {})
     try:
         here[leaf] = parse_yaml(value)
@@ -380,12 +406,12 @@ def _explain(error: ValidationError, place: str, given: Mapping[str, str]) -> st
     if first["type"] in ("extra_forbidden", "invalid_key"):
         where = f"{blamed}: {section + ': ' if section else ''}"
         if first["type"] == "invalid_key":
-            return f"{where}key {_short(first['input'])} is not text; quote it, or take it out{others}"
-        return f"{where}unknown key {_short(key[-1])}{_remedy(section, key[-1])}{others}"
+            return f"{where}key {short(first['input'])} is not text; quote it, or take it out{others}"
+        return f"{where}unknown key {short(key[-1])}{_remedy(section, key[-1])}{others}"
     where = f"{blamed}: {name + ': ' if name else ''}"
     if first["type"] == "value_error":
         return f"{where}{first['ctx']['error']}{others}"
-    return f"{where}{_short(first['input'])} is not valid; {_expectation(name, first)}{others}"
+    return f"{where}{short(first['input'])} is not valid; {_expectation(name, first)}{others}"
 
 
 def _key(location: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -437,15 +463,3 @@ def _sections(name: str = "", model: type[Section] = Config) -> Iterator[tuple[s
     for key in model.model_fields:
         if inner := _section(model, key):
             yield from _sections(f"{name}.{key}".lstrip("."), inner)
-
-
-class _Brief(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        return f"a number of {x.bit_length()} bits" if x.bit_length() > 1000 else super().repr_int(x, level)
-
-
-_short = _Brief().repr  # of a value in a message: one line, and not a million characters of it

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+LONGEST = 2000  # characters of a message
 
 
 class UserError(ValueError):
     """A mistake of the user's: the message names the place, the fact, the expectation and the remedy, on one line."""
 
     def __init__(self, message: str) -> None:
-        # File names, and what other libraries say, may hold line ends.
-        super().__init__(" ".join(message.splitlines()))
+        # File names, foreign model files and other libraries bring line ends, control characters and any length.
+        line = printable(" ".join(message.splitlines()))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
 
 class ConfigError(UserError):
@@ -31,3 +35,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     by_case = {name.casefold(): name for name in known}
     hint = difflib.get_close_matches(word.casefold(), by_case, n=1)
     return f"; did you mean {by_case[hint[0]]!r}?" if hint else ""
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"a number of {x.bit_length()} bits" if x.bit_length() > 1000 else super().repr_int(x, level)
+
+
+short = _Short().repr  # of a value in a message: one line, and not a million characters of it
+
+
+def printable(text: str) -> str:
+    """With what a terminal would obey or hide (control characters, bidirectional marks) written as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

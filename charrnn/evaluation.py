@@ -1,4 +1,7 @@
-"""How well a model predicts: one pass over a split, or over a text of the user's, with the state carried all the way.
+"""How well a model predicts.
+
+`evaluate` is what training asks every so often: a split in a few columns side by side, for speed. `evaluate_stream` and
+`per_char` read a split, or a text of the user's, as one column: the state is carried from the first character to the last.
 
 Axes: T time, V vocabulary.
 """
@@ -6,51 +9,55 @@ Axes: T time, V vocabulary.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charrnn.data.corpus import Corpus, Ids, split_documents
+from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.tasks.task import State, Task, carry
 
-WINDOW = 512  # characters of a user's text read at once; a figure does not depend on it
-SEPARATORS = {"lines": r"\n+", "blank_lines": r"\n(?:[ \t]*\n)+"}  # what stands between documents, as in data.documents
+WINDOW = 512  # characters of a stream read at once; a figure does not depend on it
+FORGET = 256  # windows of a split after which the system may have its pages back
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a pass found: the sums, the characters it read, and the time it took."""
+    """What a pass found. The end of a document is a character here: it is read, and predicted, like one.
+
+    `tally` counts what was scored: all that was read but the unknown, and but the first of a stream, before which nothing stood.
+    """
 
     tally: Tally
     seconds: float
-    chars: int  # read, whether scored or not
-    unknown: int = 0  # of them outside the vocabulary, and so not scored
+    chars: int  # read, each once
+    unknown: int  # of them outside the vocabulary
 
-    @property
-    def unknown_share(self) -> float:
-        return self.unknown / max(1, self.chars)
-
-    def as_metrics(self, prefix: str = "") -> dict[str, float]:
-        """The tally's figures with `chars`, `seconds` and `chars_per_second`, under the keys of metrics.jsonl."""
-        pace = self.chars / max(self.seconds, 1e-9)
-        mine = {"chars": self.chars, "seconds": self.seconds, "chars_per_second": pace}
-        return self.tally.as_metrics(prefix) | {prefix + key: value for key, value in mine.items()}
+    def as_metrics(self) -> dict[str, float]:
+        """The tally's figures and those of the pass, under the keys of `eval --json`."""
+        read = {"chars": self.chars, "scored": int(self.tally.count), "unknown": self.unknown, "unknown_share": self.unknown / self.chars}
+        return self.tally.as_metrics() | read | {"seconds": self.seconds, "chars_per_second": self.chars / max(self.seconds, 1e-9)}
 
 
 @torch.inference_mode()
-def evaluate(task: Task, model: nn.Module, split: str) -> Evaluated:
-    """One pass over a split, in eval mode; the model is then again as it was. Raises UserError where nothing can be scored."""
+def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
+    """One pass over a split in the task's batches, in eval mode; the model is then again as it was.
+
+    The columns of a batch are stretches of the split that lie far apart. Each but the first begins with a state that has read
+    some of what stands before it, not all: quick, and on the long way as good as one column, but not the same figure.
+    Raises UserError where nothing can be scored.
+    """
     training = model.training
     model.eval()
-    started = time.perf_counter()
     tally, state = Tally.zero(next(model.parameters()).device), None
     try:
         for batch in task.batches(split):
@@ -58,24 +65,40 @@ def evaluate(task: Task, model: nn.Module, split: str) -> Evaluated:
             tally = tally + found
     finally:
         model.train(training)
-    chars = int(tally.count)
-    if chars == 0:
+    if int(tally.count) == 0:
         raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
-    return Evaluated(tally, time.perf_counter() - started, chars)
+    return tally
 
 
-def evaluate_text(model: nn.Module, vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none") -> Evaluated:
-    """Score a text, or its pieces one after the other, as one stream. `documents` is data.documents of the model's config.
+class Window(NamedTuple):
+    """The next characters of a stream, "" for the end of a document."""
 
-    Raises UserError where the text holds nothing that the model could be asked for.
-    """
+    characters: list[str]
+    ids: list[int]
+
+
+def text_stream(vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none") -> Iterator[Window]:
+    """A text, or its pieces one after the other, as one stream. `documents` is data.documents of the model's config."""
+    characters = _characters([text] if isinstance(text, str) else text, documents if vocabulary.end is not None else "none")
+    while window := list(islice(characters, WINDOW)):
+        # "" is the end of a document, which only a vocabulary that has one meets.
+        yield Window(window, [vocabulary.id(c) if c else vocabulary.end or 0 for c in window])
+
+
+def split_stream(corpus: Corpus, split: str) -> Iterator[Window]:
+    """A split as one stream, U+FFFD standing for what is unknown. Raises UserError where there is nothing to predict."""
+    return _split_windows(corpus, split_ids(corpus, split))
+
+
+def evaluate_stream(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) -> Evaluated:
+    """Score every character once, in one column. Raises UserError where the stream holds nothing that the model could be asked for."""
     started = time.perf_counter()
     nats, count, correct, chars, unknown = 0.0, 0, 0, 0, 0
-    for read in _read(model, vocabulary, [text] if isinstance(text, str) else text, documents):
+    for read in _read(model, vocabulary, stream):
         nats += float(read.nats[read.scored].sum())
         count += int(read.scored.sum())
         correct += int(read.correct[read.scored].sum())
-        chars += len(read.characters) - read.characters.count("")
+        chars += len(read.characters)
         unknown += read.unknown
     if count == 0:
         known = f"{chars} characters, {unknown} of them unknown to the model"
@@ -84,14 +107,12 @@ def evaluate_text(model: nn.Module, vocabulary: Vocabulary, text: str | Iterable
     return Evaluated(tally, time.perf_counter() - started, chars, unknown)
 
 
-def per_char(
-    model: nn.Module, vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none"
-) -> Iterator[tuple[str, float | None]]:
-    """Each character with its surprisal in bits, as evaluate_text scores it; the end of a document is the character "".
+def per_char(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) -> Iterator[tuple[str, float | None]]:
+    """Each character with its surprisal in bits, as evaluate_stream scores it; the end of a document is the character "".
 
     None where nothing is scored: outside the vocabulary, and at the first character of a stream, before which nothing stood.
     """
-    for read in _read(model, vocabulary, [text] if isinstance(text, str) else text, documents):
+    for read in _read(model, vocabulary, stream):
         for character, nats, scored in zip(read.characters, read.nats.tolist(), read.scored.tolist()):
             yield character, nats / math.log(2) if scored else None
 
@@ -105,16 +126,14 @@ class _Read(NamedTuple):
 
 
 @torch.inference_mode()
-def _read(model: nn.Module, vocabulary: Vocabulary, pieces: Iterable[str], documents: str) -> Iterator[_Read]:
+def _read(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) -> Iterator[_Read]:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     last = vocabulary.end  # the character before this window; a document begins after the end of another
     state: State | None = None
     try:
-        for characters in _windows(pieces, documents if vocabulary.end is not None else "none"):
-            # "" is the end of a document, which only a vocabulary that has one meets.
-            ids = [vocabulary.id(c) if c else vocabulary.end or 0 for c in characters]
+        for characters, ids in stream:
             unasked = last is None  # of the first character of a stream
             context = ([] if last is None else [last]) + ids[:-1]
             last = ids[-1]
@@ -134,48 +153,22 @@ def _read(model: nn.Module, vocabulary: Vocabulary, pieces: Iterable[str], docum
         model.train(training)
 
 
-def _windows(pieces: Iterable[str], documents: str) -> Iterator[list[str]]:
-    window: list[str] = []
-    for part in _close_documents(pieces, documents):
-        for start in range(0, len(part) or 1, WINDOW):
-            window.extend(part[start : start + WINDOW] or [""])
-            if len(window) >= WINDOW:
-                yield window[:WINDOW]
-                del window[:WINDOW]
-    if window:
-        yield window
+def _split_windows(corpus: Corpus, ids: Ids) -> Iterator[Window]:
+    shown = ["\ufffd", ""][: len(corpus.vocabulary.symbols)] + list(corpus.vocabulary.characters)
+    for index, start in enumerate(range(0, len(ids), WINDOW), start=1):
+        window = ids[start : start + WINDOW].tolist()
+        yield Window([shown[i] for i in window], window)
+        if index % FORGET == 0:
+            corpus.forget_pages()
+    corpus.forget_pages()
 
 
-def _close_documents(pieces: Iterable[str], documents: str) -> Iterator[str]:
-    """The text without what stands between documents, and "" where one ends: what data.documents makes of a file."""
-    if documents in ("none", "files"):
-        written = False
-        for piece in pieces:
-            if piece:
-                yield piece
-                written = True
-        if written and documents == "files":
+def _characters(pieces: Iterable[str], documents: str) -> Iterator[str]:
+    """The text without what stands between documents, and "" where one ends."""
+    for text, closes in split_documents(pieces, documents):
+        start = 0
+        for close in closes:
+            yield from text[start:close]
             yield ""
-        return
-    separator = re.compile(SEPARATORS[documents])
-    held, opened = "", False
-    for piece in pieces:
-        held += piece
-        # White space at the very end may be the beginning of a separator: it waits for what follows.
-        settled = held.rstrip(" \t\n")
-        held = held[len(settled) :]
-        if not settled:
-            continue
-        for i, part in enumerate(separator.split(settled)):
-            if i and opened:
-                yield ""
-                opened = False
-            part = part if opened else part.lstrip("\n")
-            if part and (opened or part.strip()):
-                yield part
-                opened = True
-    if opened:
-        trailing = separator.split(held)[0].rstrip("\n")  # spaces before the last line end belong to the last document
-        if trailing:
-            yield trailing
-        yield ""
+            start = close
+        yield from text[start:]

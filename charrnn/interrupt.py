@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment when nothing is half done."""
+"""Ctrl-C, or the SIGTERM of a batch system, at a moment when nothing is half done."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupt:
-    """Inside `listening`, Ctrl-C that comes during a `held` block is raised as KeyboardInterrupt when the block ends."""
+    """Inside `listening`, a signal that comes during a `held` block is raised as KeyboardInterrupt when the block ends."""
 
     def __init__(self) -> None:
         self._holding = False
         self._wanted = False
+        self.terminated = False  # by SIGTERM
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
             yield
             return
-        before = signal.signal(signal.SIGINT, self._on_signal)
-        try:
+        with contextlib.ExitStack() as stack:
+            for number in SIGNALS:
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -48,6 +50,7 @@ class Interrupt:
             self._holding, self._wanted = False, False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.terminated |= number == signal.SIGTERM
         if not self._holding:
             self._holding = True  # one is enough: what comes while the run is being brought to its end must not disturb that
             raise KeyboardInterrupt

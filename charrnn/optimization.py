@@ -31,6 +31,14 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up the moments of a saved optimizer. Its settings stay those it was built with: a resumed run may have changed them."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own):
+        group.update(settings)
+
+
 class Schedule:
     """What multiplies `learning_rate` at a step: warm-up by steps, then a curve over the run's progress."""
 
@@ -87,18 +95,22 @@ class Average:
 
 @dataclass
 class LossWatch:
-    """Notices a loss that has left the road: not finite, or three times its running mean."""
+    """Notices a loss that has left the road: not finite, or both three times its running mean and a nat above it.
+
+    A text known by heart has a mean near zero, and the start of a pass through it is many times that and no harm.
+    """
 
     mean: float = 0.0
     steps: int = 0
     WARM_IN: ClassVar[int] = 50  # steps before the mean means anything
-    LIMIT: ClassVar[float] = 3.0
+    LIMIT: ClassVar[float] = 3.0  # times the mean
+    MARGIN: ClassVar[float] = 1.0  # nats above the mean
 
     def healthy(self, nats_per_char: float, steps: int = 1) -> bool:
         """Take in the loss of the last `steps` steps; a loss that is refused does not enter the mean."""
         if not math.isfinite(nats_per_char):
             return False
-        if self.steps >= self.WARM_IN and nats_per_char > self.LIMIT * self.mean:
+        if self.steps >= self.WARM_IN and nats_per_char > max(self.LIMIT * self.mean, self.mean + self.MARGIN):
             return False
         self.steps += steps
         self.mean += (nats_per_char - self.mean) * max(1 - 0.98**steps, steps / self.steps)

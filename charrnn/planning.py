@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from charrnn.data.corpus import find_files
 from charrnn.device import resolve_precision
 from charrnn.gradients import shard_count
 from charrnn.models.char_rnn import count_parameters
+from charrnn.ops.backends import Request, explain
 from charrnn.ops.cells import CELLS
 from charrnn.tasks.task import Task
 
@@ -22,29 +24,37 @@ class Plan:
     parameters: int
     characters: int  # to train on
     characters_per_parameter: float
+    files: int  # that were read
+    left_out: int  # files that are no text
+    documents: int  # 0 for a stream
     memory_bytes: int  # an estimate, of tensors alone
     vocabulary_size: int
     steps_per_epoch: int  # windows in one pass
     device: str
     precision: str
+    backend: str  # that runs the recurrence, and why not the one that would be preferred
     shards: int  # threads that share the columns of a batch
     notes: list[str]
     warnings: list[str]
 
     def summary(self) -> str:
+        source = f"{_counted(self.documents, 'document')} in " if self.documents else ""
+        source += _counted(self.files, "file") + (f", {self.left_out:,} left out as no text" if self.left_out else "")
         return (
             f"{self.parameters:,} parameters, {self.characters:,} characters to train on "
-            f"({self.characters_per_parameter:.2g} per parameter), vocabulary {self.vocabulary_size:,}, "
-            f"about {max(1, round(self.memory_bytes / MIB)):,} MiB, {self.device} in {self.precision}"
+            f"({self.characters_per_parameter:.2g} per parameter; {source}), vocabulary {self.vocabulary_size:,}, "
+            f"about {max(1, round(self.memory_bytes / MIB)):,} MiB, {self.device} in {self.precision}, backend {self.backend}"
         )
 
 
 def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
-    """The plan of a task with its model on a device."""
-    config = task.config
+    """The plan of a task with its model on a device. Raises UnsupportedBackend where the backend that is named cannot run it."""
+    config, corpus = task.config, task.corpus
     first = next(iter(task.batches("train"))).inputs  # (T, B)
-    parameters, characters = count_parameters(model), len(task.corpus.split("train"))
+    parameters, characters = count_parameters(model), len(corpus.split("train"))
     per_parameter = characters / parameters
+    precision = resolve_precision(config.train.precision, device)
+    request = Request(config.model.cell, device.type, autocast=None if precision == torch.float32 else precision)
     warnings = []
     if per_parameter < 1:
         warnings.append(
@@ -55,15 +65,23 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         parameters=parameters,
         characters=characters,
         characters_per_parameter=per_parameter,
+        files=corpus.files,
+        left_out=len(find_files(config.data)) - corpus.files,
+        documents=corpus.documents,
         memory_bytes=_memory(task, parameters, first.numel()),
         vocabulary_size=len(task.vocabulary),
         steps_per_epoch=task.steps_per_epoch(),
         device=str(device),
-        precision=str(resolve_precision(config.train.precision, device)).removeprefix("torch."),
+        precision=str(precision).removeprefix("torch."),
+        backend=explain(config.model.backend, request),
         shards=shard_count(device, first.size(1), config.train.shards),
         notes=task.notes(),
         warnings=warnings,
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def _memory(task: Task, parameters: int, chars: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ from charrnn import __version__
 from charrnn.checkpoint import WriteError, write_atomically
 from charrnn.config import Config, load_config
 from charrnn.errors import UserError
+from charrnn.lock import locked
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
 FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
 FIXED = ("task", "seed", "data", "model", "train.optimizer", "train.batch_size", "train.tbptt_window")
-FREE = ("data.cache", "model.backend")
+# The text itself is compared by its contents, wherever it lies now.
+FREE = ("data.path", "data.cache", "model.backend")
 
 
 class RunDirectory:
@@ -42,10 +47,40 @@ class RunDirectory:
                 raise UserError(f"{self.path}: holds a run already; {remedy}")
             if resume:
                 refuse_changes(load_config(self.config), config, str(self.path))
+                self._refuse_to_lose_models()
             return
-        foreign = [p.name for p in self.path.iterdir() if not _is_partial(p)] if self.path.exists() else []
+        foreign = [p.name for p in self.path.iterdir() if not _is_partial(p) and p.name != LOCK] if self.path.exists() else []
         if foreign:
             raise UserError(f"{self.path}: is not a run and not empty (it holds {foreign[0]!r}); name another directory in `run`")
+
+    def _refuse_to_lose_models(self) -> None:
+        # Without models nothing was lost but some steps, and a job that is started again with --resume begins anew.
+        model = next((path for path in (self.last, self.best) if path.exists()), None)
+        if model and not self.state.exists():
+            raise UserError(
+                f"{self.path}: cannot resume: it holds models and no {self.state.name}; "
+                f"begin another run with --init-from {model}, or delete this one with --overwrite"
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[str]:
+        """Make the directory, and keep other jobs out of it. A directory that stays empty is taken away again.
+
+        Yields what stands in the way of keeping them out, or nothing. Raises UserError naming a job that is there, and WriteError.
+        """
+        made: list[Path] = []
+        with contextlib.ExitStack() as stack:
+            try:
+                made += [path for path in (self.path, *self.path.parents) if not path.exists()]
+                stack.callback(_remove_empty, made)
+                self.path.mkdir(parents=True, exist_ok=True)
+                hindrance = stack.enter_context(locked(self.path / LOCK))
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield hindrance
+
+    def _unwritable(self, error: OSError) -> WriteError:
+        return WriteError(f"{self.path}: cannot be written: {error.strerror or error}; name another directory in `run`")
 
     def make(self, config: Config, *, resume: bool) -> None:
         """Make the directory ready. What a run before this one left is taken away, unless it is resumed. Raises WriteError."""
@@ -55,7 +90,7 @@ class RunDirectory:
                 if _is_partial(file) or (file.name in FILES and not resume):
                     file.unlink()
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written: {error.strerror or error}; name another directory in `run`") from None
+            raise self._unwritable(error) from None
         command = f"charrnn train --config {self.config} --resume"
         write_atomically(self.config, f"# Written by charrnn {__version__}. To go on with this run: {command}\n{config.to_yaml()}".encode())
 
@@ -106,6 +141,12 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
     return flat
+
+
+def _remove_empty(paths: list[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _is_partial(path: Path) -> bool:

@@ -28,16 +28,16 @@ from charrnn.checkpoint import (
     save_model,
     save_state,
 )
-from charrnn.config import Config
+from charrnn.config import Config, user_path
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import load_corpus
-from charrnn.device import resolve_device, resolve_precision
+from charrnn.device import keep_freed_memory, resolve_device, resolve_precision
 from charrnn.errors import CheckpointError, UserError
 from charrnn.evaluation import evaluate
 from charrnn.gradients import Shards, seeded, shard_count
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
-from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer
+from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.planning import Plan, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.tasks import build_task
@@ -45,7 +45,7 @@ from charrnn.tasks.task import Task
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
-Status = Literal["finished", "interrupted", "early_stopped", "already_finished", "diverged"]
+Status = Literal["finished", "interrupted", "terminated", "early_stopped", "already_finished", "diverged"]
 RETREATS = 3  # times that a run goes back before it gives up
 VALUE = "val_nats_per_char"  # what makes a model the best
 
@@ -80,7 +80,10 @@ class Outcome:
 
 
 class Reporter(Protocol):
-    """Who tells a person. A KeyboardInterrupt raised in here ends the run as Ctrl-C does: saved, and resumable."""
+    """Who tells a person. A KeyboardInterrupt raised in here ends the run as Ctrl-C does: saved, and resumable.
+
+    Another exception ends it too, and is raised again when the run is saved.
+    """
 
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
@@ -88,6 +91,10 @@ class Reporter(Protocol):
     def step(self, report: StepReport) -> None: ...
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
+
+
+class Astray(Exception):
+    """The loss shows that the weights have left the road."""
 
 
 @dataclass
@@ -110,12 +117,18 @@ class Counters:
     stale: int = 0  # evaluations since the best
 
 
-def train(
-    config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter
-) -> Outcome:
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter) -> Outcome:
     """Train what `config` describes into its run directory. Raises UserError for what the user can mend."""
-    run = RunDirectory(Path(config.run).expanduser())
+    run = RunDirectory(user_path(config.run, "run"))
     run.refuse(config, resume=resume, overwrite=overwrite)
+    with run.held() as hindrance:
+        run.refuse(config, resume=resume, overwrite=overwrite)  # another job may have been there in between
+        if hindrance:
+            reporter.note(f"{run.path}: {hindrance}; start no second job in it")
+        return _train(config, run, resume, init_from, reporter)
+
+
+def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | None, reporter: Reporter) -> Outcome:
     device = resolve_device(config.device)
     task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
     state = load_state(run.state) if resume and run.state.exists() else None
@@ -172,44 +185,67 @@ class Trainer:
         self.watch = LossWatch()
         self.counters = Counters()
         self.windows = task.batches("train")
-        self.since_report = self.since_check = Tally.zero(device)
-        self.chars_reported, self.pace_seconds, self.checked = 0, 0.0, 0
+        # Reading a number from a GPU waits for all that was asked of it, so there the loss is looked at only where it must be.
+        self.looks_always = device.type == "cpu"
+        self.since_report = self.since_look = Tally.zero(device)
+        self.chars_reported, self.pace_seconds, self.unseen = 0, 0.0, 0
         self.grad_norm = torch.zeros((), device=device)
         self.learning_rate = 0.0
+        self.whole = True  # not in the middle of a step
         self.started = time.monotonic()
         self.good: dict[str, Any] = {}
 
     def train(self) -> Outcome:
         """Run to the end, whichever end it is, and leave the run directory complete. Raises WriteError when it cannot."""
         self.started = time.monotonic() - self.counters.seconds
+        keep_freed_memory()
         with self.interrupt.listening(), self.shards:
             self.good = self.capture()
             try:
                 status = self._loop()
             except KeyboardInterrupt:
-                status = "interrupted"
-            with self.interrupt.ignored():
-                self.save()
+                status = "terminated" if self.interrupt.terminated else "interrupted"
+            except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
+                if self.whole:
+                    self._keep()
+                raise
+            self._keep()
         return self._outcome(status)
 
     def _loop(self) -> Status:
         settings = self.settings
         while True:
             counters = self.counters  # a retreat puts others in their place
-            self._when_due(settings.log_every, counters.reported, self.report)
-            self._when_due(settings.evaluate_every, counters.evaluated, self.evaluate)
-            self._when_due(settings.save_every, counters.saved, self.save)
-            if ended := self._ended():
-                self._when_due(1, counters.reported, self.report)
-                self._when_due(1, counters.evaluated, self.evaluate)
-                return ended
-            with self.interrupt.held():
-                healthy = self.step()
-            if not healthy and not self.retreat():
-                return "diverged"
+            try:
+                self._when_due(settings.log_every, counters.reported, self.report)
+                self._when_due(settings.evaluate_every, counters.evaluated, self.evaluate)
+                self._when_due(settings.save_every, counters.saved, self.save)
+                if ended := self._ended():
+                    self._when_due(1, counters.reported, self.report)
+                    self._when_due(1, counters.evaluated, self.evaluate)
+                    return ended
+                with self.interrupt.held():
+                    self.step()
+                    if self.looks_always:
+                        self.look()
+            except Astray:
+                with self.interrupt.held():
+                    goes_on = self.retreat()
+                if not goes_on:
+                    return "diverged"
 
-    def step(self) -> bool:
-        """One optimizer step; False where the loss shows that the weights have gone astray."""
+    def _keep(self) -> None:
+        """The last save, of weights that have been looked at: a stop may come between a bad step and the look at it."""
+        with self.interrupt.ignored():
+            try:
+                self.look()
+            except Astray:
+                self.restore(self.good)
+            self.save()
+
+    def step(self) -> None:
+        """One optimizer step."""
+        self.whole = False
         started = time.perf_counter()
         counters, settings = self.counters, self.settings
         self.learning_rate = settings.learning_rate * counters.learning_rate_scale * self.schedule.factor(self.progress(), counters.step)
@@ -228,22 +264,25 @@ class Trainer:
         counters.chars += sum(window.chars for window in windows)
         if self.average:
             self.average.update(counters.step)
-        self.since_report, self.since_check = self.since_report + tally, self.since_check + tally
-        healthy = self._check()
+        self.since_report, self.since_look = self.since_report + tally, self.since_look + tally
+        self.unseen += 1
         self.pace_seconds += time.perf_counter() - started
-        return healthy
+        self.whole = True
 
-    def _check(self) -> bool:
-        # Reading a number from a GPU waits for all that was asked of it, so there the loss is looked at only when it is reported.
-        self.checked += 1
-        if self.device.type != "cpu" and self.counters.step % self.settings.log_every:
-            return True
-        found, steps = self.since_check, self.checked
-        self.since_check, self.checked = Tally.zero(self.device), 0
-        nats = float(found.nats) / max(1, int(found.count))
-        # The scale of fp16 is found by overflowing it; GradScaler leaves such steps out.
-        finite = self.scaler.is_enabled() or math.isfinite(float(self.grad_norm))
-        return finite and self.watch.healthy(nats, steps)
+    def look(self) -> None:
+        """Raises Astray where the loss of the steps since the last look says so. To be done before weights are shown or kept."""
+        if not self.unseen:
+            return
+        started = time.perf_counter()
+        with self.interrupt.held():
+            found, steps = self.since_look, self.unseen
+            self.since_look, self.unseen = Tally.zero(self.device), 0
+            nats = float(found.nats) / max(1, int(found.count))
+            # The scale of fp16 is found by overflowing it; GradScaler leaves such steps out.
+            finite = self.scaler.is_enabled() or math.isfinite(float(self.grad_norm))
+            self.pace_seconds += time.perf_counter() - started  # on a GPU this was the wait for the steps
+            if not (finite and self.watch.healthy(nats, steps)):
+                raise Astray
 
     def retreat(self) -> bool:
         """Back to the last good state with half the learning rate; False where that has been done often enough."""
@@ -260,7 +299,7 @@ class Trainer:
         self.counters.learning_rate_scale /= 2
         rate = self.settings.learning_rate * self.counters.learning_rate_scale
         self.reporter.warn(
-            f"step {at}: the loss is not finite or three times its running mean; back to step {self.counters.step} "
+            f"step {at}: the loss is not finite, or three times its running mean and a nat above it; back to step {self.counters.step} "
             f"with the learning rate halved to {rate:.2g} ({self.counters.retreats} of {RETREATS})"
         )
         return True
@@ -292,11 +331,13 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
-        metrics = evaluate(self.task, shown, "val").tally.as_metrics("val_") if self.has_val else {}
+        metrics = evaluate(self.task, shown, "val").as_metrics("val_") if self.has_val else {}
         sample = self.task.preview(shown, seeded(torch.device("cpu"), self.config.seed, counters.step))
         # Without a val split there is nothing to choose by: the last is the best.
         is_best = not self.has_val or metrics[VALUE] < counters.best.get(VALUE, math.inf)
         with self.interrupt.held():
+            if is_best and not self.run.state.exists():  # --resume refuses a run that has a model and nothing to go on from
+                save_state(self.run.state, self.capture())
             counters.evaluated, counters.last = counters.step, metrics
             counters.stale = 0 if is_best else counters.stale + 1
             if self.has_val:
@@ -346,11 +387,12 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a captured state; the state itself is left as it is."""
+        self.whole = False
         state = copy.deepcopy(state)
         copy_weights(state["model"], self.model)
         if self.average:
             copy_weights(state["average"] or state["model"], self.average.model)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -362,10 +404,11 @@ class Trainer:
         self.shards.load_carried(state["carried"])
         self.windows = self.task.batches("train", first=self.counters.window)
         self.since_report = Tally(*(part.to(self.device) for part in state["since_report"]))
-        self.since_check, self.checked = Tally.zero(self.device), 0
+        self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
         self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"], state["last_step"]["learning_rate"]
         self.run.cut_journals(state["journals"])
+        self.whole = True
 
     def resume(self, state: dict[str, Any]) -> None:
         """Take up a saved state. Raises UserError where the text is no longer the one it was saved from."""
@@ -416,6 +459,7 @@ class Trainer:
         step = self.counters.step
         if step == 0 or step % every or last == step:
             return
+        self.look()
         try:
             action()
         except WriteError as problem:  # a full disk now is no reason to lose what is in memory; at the end it is an error
@@ -443,4 +487,5 @@ def _can_be_scored(task: Task) -> bool:
 
 
 def _fingerprint(task: Task) -> dict[str, Any]:
-    return {"vocabulary": task.vocabulary.to_json(), "train_chars": len(task.corpus.split("train"))}
+    """What a text must have in common with that of a saved run; the settings it was read with are compared in the configuration."""
+    return {"contents": task.corpus.contents, "vocabulary": task.vocabulary.to_json(), "train_chars": len(task.corpus.split("train"))}

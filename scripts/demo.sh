@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Installs charrnn into .venv, trains a small model on the poems that come with it, and lets it write.
+# Installs charrnn into .venv, trains a small model on the song lyrics that come with it, where that is not done yet, and lets it write.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-charrnn train --config configs/demo.yaml --overwrite
+charrnn train --config configs/demo.yaml --resume  # what was trained before is not trained again
 
 echo
-echo "Four poems under given titles; the model writes what follows the colon:"
-echo
-for title in 春晓: 夜雨: 秋山: 小猫:; do
-    charrnn sample runs/demo --prime "$title" --temperature 0.7 --seed 1
+echo "Three songs under given titles:"
+for title in "The Old Boat" "Winter Train" "My Window"; do
+    echo
+    # The last line is the next song's title, or cut short.
+    charrnn sample runs/demo --prime "# $title"$'\n' --stop '\n#' --length 400 --temperature 0.6 --seed 1 | sed '$d'
 done
 echo
-echo "Your own: charrnn sample runs/demo --prime '江边:'   (after: source .venv/bin/activate)"
+echo "Your own: charrnn sample runs/demo --prime 'In the morning'   (after: source .venv/bin/activate)"

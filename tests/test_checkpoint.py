@@ -172,8 +172,14 @@ def test_a_config_that_its_weights_do_not_fit_is_refused(tmp_path: Path, model: 
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"format_version": "2", "charrnn_version": "9.9"}, "written by charrnn 9.9 in format 2, and .* formats up to 1; upgrade charrnn"),
-        ({"format_version": "x"}, "in format x"),
+        ({"format_version": "2", "charrnn_version": "9.9"}, "by charrnn '9.9' in format '2', and .* formats up to 1; upgrade charrnn"),
+        ({"format_version": "x"}, "in format 'x'"),
+        ({"format_version": "9" * 5000}, r"in format '9+\.\.\.9+', and"),
+        ({"format_version": "2", "charrnn_version": "\x1b[31mx\nsecond" + "y" * 9999}, r"by charrnn '\\x1b\[31mx\\nsecondy+\.\.\.y+' in"),
+        ({"metrics": '{"a": 1' + "0" * 400 + "}"}, "its metadata cannot be read"),
+        ({"metrics": '{"a\\nb": 1}'}, r"'a\\nb' is no name of a metric"),
+        ({"step": "-5"}, "step -5 is none"),
+        ({"step": "9" * 4000}, "step a number of 13288 bits is none"),
         ({"config": None}, "its metadata has no 'config'"),
         ({"config": "data: {path: x}\ntrain: {max_steps: 0}"}, "train.max_steps"),
         ({"config": "[1, 2]"}, "not a set of sections"),
@@ -253,7 +259,7 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_find_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no model is named and no run under"):
+    with pytest.raises(UserError, match=r"no model is named, and no run under .*runs has one \(best.safetensors or last"):
         find_model(None)
     for i, name in enumerate(["poems", "novels", "empty"]):
         (tmp_path / "runs" / name).mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,17 @@ def model(config: Path) -> Path:
     path = config.parent / "model.safetensors"
     save_model(path, task.model(), settings, task.vocabulary, 7, {"val_nats_per_char": 3.25})
     return path
+
+
+def run_away(model: Path) -> None:
+    """Make the answers of a model file not finite."""
+    import torch
+
+    from charrnn.checkpoint import build_model, load_model, save_model
+
+    loaded = load_model(model)
+    loaded.weights["head.bias"].fill_(torch.nan)
+    save_model(model, build_model(loaded), loaded.config, loaded.vocabulary, loaded.step, loaded.metrics)
 
 
 def assert_mistake(said: Said, *fragments: str) -> None:
@@ -192,6 +204,23 @@ class TestModelMistakes:
         model.write_bytes(b"x" * 1000)
         assert_mistake(run("info", model), "model.safetensors")
 
+    @pytest.mark.parametrize("name, why", [("x" * 300, "File name too long"), ("~nobodyx/y", "there is no such home directory")])
+    def test_a_name_that_no_file_can_have(self, run: Run, config: Path, name: str, why: str) -> None:
+        assert_mistake(run("sample", name), "model '", why)
+        assert_mistake(run("train", "--config", config, "--init-from", name), "model '", why)
+        assert_mistake(run("train", "--config", config, "--set", f"run={name}"), "run '", why)
+
+    def test_a_directory_that_may_not_be_read(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stat = Path.stat
+
+        def denied(path: Path, **options: Any) -> os.stat_result:
+            if "locked" in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return stat(path, **options)
+
+        monkeypatch.setattr(Path, "stat", denied)
+        assert_mistake(run("sample", "locked/a"), "model 'locked/a': cannot be looked for: Permission denied")
+
 
 class TestSample:
     def test_it_echoes_the_prime_and_counts_new_characters(self, run: Run, model: Path) -> None:
@@ -211,7 +240,17 @@ class TestSample:
         said = run("sample", model, "--prime-file", tmp_path / "prime.txt", "-n", 5)
         assert said.code == 0 and said.out.startswith("The fox")
         assert_mistake(run("sample", model, "--prime-file", tmp_path / "prime.txt", "--prime", "x"), "--prime and --prime-file")
-        assert_mistake(run("sample", model, "--prime-file", tmp_path / "none.txt"), "none.txt")
+        assert_mistake(run("sample", model, "--prime-file", tmp_path / "none.txt"), "none.txt", "No such file")
+
+    def test_mistakes_in_a_prime_file_are_its_own(self, run: Run, model: Path, tmp_path: Path) -> None:
+        path = tmp_path / "prime.txt"
+        path.write_bytes("The 龍".encode())
+        warned = run("sample", model, "--prime-file", path, "-n", 5).err
+        assert warned.startswith(f"charrnn: warning: --prime-file {path}: the model does not know")
+        assert_mistake(run("sample", model, "--prime-file", path, "--on-unknown", "error"), f"--prime-file {path}: the model does not know")
+        path.write_bytes("The 龍".encode("gb18030"))
+        said = run("sample", model, "--prime-file", path)
+        assert_mistake(said, f"--prime-file {path}: not UTF-8 text at byte 4; save it as UTF-8")
 
     def test_several_samples_are_numbered(self, run: Run, model: Path) -> None:
         said = run("sample", model, "--num-samples", 3, "-n", 8, "--seed", 1)
@@ -223,6 +262,15 @@ class TestSample:
         assert run(*arguments, "--out", tmp_path / "written.txt").out == ""
         assert (tmp_path / "written.txt").read_bytes().decode() == run(*arguments).out
         assert_mistake(run(*arguments, "--out", tmp_path / "none" / "written.txt"), "--out", "cannot be written")
+        assert_mistake(run(*arguments, "--out", tmp_path), "--out", "cannot be written: it is a directory")
+        (tmp_path / "link.txt").symlink_to("written.txt")
+        assert run(*arguments, "--out", tmp_path / "link.txt", "--no-echo").code == 0 and (tmp_path / "link.txt").is_symlink()
+        assert run(*arguments, "--out", os.devnull).code == 0 and not Path(os.devnull).is_file()
+        before = (tmp_path / "written.txt").read_bytes()
+        run_away(model)
+        assert_mistake(run(*arguments, "--out", tmp_path / "written.txt"), "not finite")
+        assert (tmp_path / "written.txt").read_bytes() == before
+        assert not list(tmp_path.glob(".*.partial"))
 
     def test_stop_reads_an_escaped_line_end(self, run: Run, model: Path) -> None:
         said = run("sample", model, "-n", 2000, "--seed", 1, "--stop", "\\n", "--no-echo", "-t", 1)
@@ -233,9 +281,14 @@ class TestSample:
         assert said.code == 0 and said.err.startswith("charrnn: warning: ") and "龍" in said.err
         assert_mistake(run("sample", model, "--prime", "龍", "--on-unknown", "error"), "龍", "--on-unknown drop")
 
-    @pytest.mark.parametrize("flag, value", [("-t", "-1"), ("--top-p", "2"), ("-n", "-3"), ("--num-samples", "0"), ("--top-k", "0")])
+    @pytest.mark.parametrize("flag, value", [("-t", "-1"), ("--top-p", "2"), ("-n", "-3"), ("--num-samples", "0"), ("--top-k", "0"),
+                                             ("--seed", "9" * 20), ("--seed", "-1"), ("--repetition-window", "0")])  # fmt: skip
     def test_options_out_of_range(self, run: Run, model: Path, flag: str, value: str) -> None:
         assert_mistake(run("sample", model, flag, value), value, "expected")
+
+    def test_the_repetition_window_is_an_option(self, run: Run, model: Path) -> None:
+        near, far = (run("sample", model, "--seed", 1, "-t", 0, "--repetition-penalty", 50, "--repetition-window", n) for n in (1, 64))
+        assert near.code == far.code == 0 and near.out != far.out
 
 
 class TestEval:
@@ -244,11 +297,28 @@ class TestEval:
         assert said.code == 0
         for part in ("the val split of", "nats/char", "bits/char", "perplexity", "accuracy", "chars/s", "state carried"):
             assert part in said.out
+        assert said.err == ""
+
+    def test_a_terminal_is_not_silent_for_long(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("charrnn.cli.SILENCE_SECONDS", 0)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        assert " chars/s]" in run("eval", model).err
 
     def test_json_has_the_keys_of_the_journal(self, run: Run, model: Path) -> None:
         figures = json.loads(run("eval", model, "--json", "--split", "train").out)
         assert figures["split"] == "train" and figures["step"] == 7
-        assert {"nats_per_char", "bits_per_char", "perplexity", "accuracy", "chars", "chars_per_second", "seconds"} <= set(figures)
+        assert {"nats_per_char", "bits_per_char", "perplexity", "accuracy", "chars_per_second", "seconds"} <= set(figures)
+        assert (figures["chars"], figures["scored"], figures["unknown"]) == (2430, 2429, 0)
+
+    def test_json_knows_no_nan(self, run: Run, model: Path) -> None:
+        run_away(model)
+
+        def strange(constant: str) -> None:
+            raise AssertionError(constant)
+
+        assert json.loads(run("eval", model, "--json").out, parse_constant=strange)["nats_per_char"] is None
+        for line in run("eval", model, "--json", "--per-char").out.splitlines():
+            assert json.loads(line, parse_constant=strange)["bits"] is None
 
     def test_a_file_says_what_is_unknown(self, run: Run, model: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("The lazy 龍龍", encoding="utf-8")
@@ -275,6 +345,16 @@ class TestEval:
         (tmp_path / "text.txt").write_text("0123456789" * 50)
         assert_mistake(run("eval", model), "not the text it was trained on", "--file")
 
+    def test_a_model_does_not_say_where_this_machine_writes(self, run: Run, model: Path, tmp_path: Path, own_cache: Path) -> None:
+        from charrnn.checkpoint import build_model, load_model, save_model
+
+        loaded = load_model(model)
+        config = loaded.config.model_copy(update={"data": loaded.config.data.model_copy(update={"cache": str(tmp_path / "evil")})})
+        save_model(model, build_model(loaded), config, loaded.vocabulary, 7, {})
+        assert run("eval", model).code == 0
+        assert not (tmp_path / "evil").exists() and own_cache.exists()
+        assert run("eval", model, "--set", f"data.cache={tmp_path / 'named'}").code == 0 and (tmp_path / "named").exists()
+
 
 def test_info(run: Run, model: Path) -> None:
     said = run("info", model)
@@ -298,9 +378,12 @@ class TestTrain:
         assert "nats/char" in said.out and "bits/char" in said.out and f"charrnn sample {directory}" in said.out
         assert run("sample", directory, "-n", 5).code == 0
         assert_mistake(run("train", "--config", config), "--resume", "--overwrite")
+        written = (directory / "best.safetensors").stat().st_mtime_ns
         again = run("train", "--config", config, "--resume")
         assert again.code == 0 and "finished" in again.out
+        assert (directory / "best.safetensors").stat().st_mtime_ns == written
         assert run("train", "--config", config, "--overwrite").code == 0
+        assert run("train", "--config", config, "--resume", "--set", f"run={directory.parent / 'new'}").code == 0  # as demo.sh begins
 
     def test_dry_run_writes_nothing(self, run: Run, config: Path) -> None:
         said = run("train", "--config", config, "--dry-run")
@@ -354,6 +437,7 @@ class TestTerminal:
             ("already_finished", 1.44, ["This run is finished already"]),
             ("early_stopped", 1.5, ["Stopped early"]),
             ("interrupted", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
+            ("terminated", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
             ("diverged", 1.44, ["Gave up at step 2,000"]),
         ],
     )
@@ -390,6 +474,9 @@ class TestBugs:
         monkeypatch.setitem(sys.modules, "charrnn.ops.backends", sys.modules.get("charrnn.ops.backends"))
         said = run("train", "--config", config)
         assert said.code == 1 and said.err.startswith("charrnn: error: out of memory; lower train.batch_size")
+        monkeypatch.setattr("charrnn.checkpoint.find_model", full)
+        assert run("sample").err == "charrnn: error: out of memory; lower --num-samples, shorten the prime, or set --device cpu\n"
+        assert run("eval").err == "charrnn: error: out of memory; set --device cpu, or end other programs\n"
 
     def test_ctrl_c(self, run: Run, monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
         def interrupted(*_: object) -> None:
@@ -406,3 +493,50 @@ def test_a_closed_pipe_is_quiet(model: Path) -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     os.close(writing)
     assert done.stderr == ""
+
+
+class TestEnds:
+    """A training whose listener goes away, or that is told to go."""
+
+    @pytest.fixture
+    def start(self, config: Path) -> Callable[..., subprocess.Popen[str]]:
+        def start(**environment: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "charrnn", "train", "--config", str(config), "--set", "train.max_steps=100000"]
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
+
+        return start
+
+    def step(self, config: Path) -> int:
+        from charrnn.checkpoint import load_state
+
+        return int(load_state(config.parent / "run/last.state.pt")["counters"]["step"])
+
+    def test_a_pipe_closed_in_training(self, start: Callable[..., subprocess.Popen[str]], config: Path) -> None:
+        with start() as process:
+            assert process.stdout and process.stderr
+            assert "parameters" in process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 1 and self.step(config) > 0
+
+    def test_sigterm(self, start: Callable[..., subprocess.Popen[str]], config: Path) -> None:
+        with start() as process:
+            assert process.stdout and process.stderr
+            while "val " not in process.stdout.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            last = process.stdout.read().splitlines()[-1]
+            assert process.stderr.read() == ""
+        assert process.returncode == 143
+        assert last.startswith(f"Terminated and saved at step {self.step(config):,}; go on with: ")
+
+    def test_an_output_that_cannot_show_a_character(self, start: Callable[..., subprocess.Popen[str]], config: Path) -> None:
+        (config.parent / "text.txt").write_text("été âgé où çà\n" * 100, encoding="utf-8")
+        with start(PYTHONIOENCODING="ascii") as process:
+            assert process.stdout and process.stderr
+            while "?" not in process.stdout.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+        assert process.returncode == 143

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charrnn.config import ALIASES, Config, build_config, load_config, parse_yaml
-from charrnn.errors import ConfigError, DataError, UserError, did_you_mean
+from charrnn.config import ALIASES, Config, DataConfig, build_config, load_config, parse_yaml
+from charrnn.errors import ConfigError
 
 LEAST = "data: {path: a.txt}\ntrain: {max_steps: 9}\n"
 
@@ -460,14 +460,7 @@ def test_deep_nesting(depth: int) -> None:
         parse_yaml("".join("{model: " for _ in range(depth)))
 
 
-# errors.py
-
-
-def test_errors_are_one_line() -> None:
-    for kind in (UserError, ConfigError, DataError):
-        assert str(kind("runs/a\nb\r\nc\u2028d: missing")) == "runs/a b c d: missing"
-
-
-def test_did_you_mean() -> None:
-    assert did_you_mean("Rnn_Tahn", ["lstm", "rnn_tanh"]) == "; did you mean 'rnn_tanh'?"
-    assert did_you_mean("lstm", []) == did_you_mean("zzz", ["lstm"]) == ""
+@pytest.mark.parametrize("home, cache", [("/var/me", "/var/me/charrnn"), ("", "~/.cache/charrnn"), ("relative", "~/.cache/charrnn")])
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, home: str, cache: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert DataConfig(path="x.txt").cache == cache

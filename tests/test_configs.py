@@ -31,7 +31,7 @@ def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> Non
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = build_optimizer(config.train, model)
     loss, tally, _ = task.loss(model, next(task.batches("train")), None, generator=torch.Generator().manual_seed(1))
-    (loss / tally.count).backward()
+    torch.autograd.backward(loss / tally.count)
     optimizer.step()
     assert torch.isfinite(loss)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))

@@ -17,20 +17,19 @@ from torch import Tensor, nn
 from charrnn.config import ModelConfig
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.generation import (
+from charrnn.generation import generate, prepare_prime
+from charrnn.models.char_rnn import CharRNN
+from charrnn.sampling import (
     PRIME_WINDOW,
     SamplingOptions,
     filter_logits,
-    generate,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     penalize_repetition,
-    prepare_prime,
     repeats,
     sample,
 )
-from charrnn.models.char_rnn import CharRNN
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
 DOCUMENTS = Vocabulary(("unknown", "end"), "abcdefg")
@@ -228,7 +227,7 @@ def test_arguments_that_mean_nothing_are_refused_before_the_first_step(arguments
 # The engine
 
 
-@pytest.mark.parametrize("cell, weights", [("rnn_tanh", 23), ("gru", 5), ("lstm", 13)])  # whose text does not settle on one character
+@pytest.mark.parametrize("cell, weights", [("rnn_tanh", 7), ("gru", 20), ("lstm", 13)])  # whose text does not settle on one character
 @pytest.mark.parametrize("prime", ["", "a", "abcabcab"])
 def test_greedy_text_is_what_one_pass_over_it_predicts(cell: str, weights: int, prime: str) -> None:
     model = model_for(STREAM, cell, weights)

@@ -47,9 +47,7 @@ def test_betas_come_from_the_config() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
 
 
-@pytest.mark.parametrize(
-    "name, middle, end", [("constant", 1.0, 1.0), ("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("plateau", 1.0, 1.0)]
-)
+@pytest.mark.parametrize("name, middle, end", [("constant", 1.0, 1.0), ("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("plateau", 1.0, 1.0)])
 def test_schedule_begins_at_one_and_ends_at_the_floor(name: str, middle: float, end: float) -> None:
     schedule = Schedule(settings(schedule=name, warmup_steps=0, min_learning_rate=0.1))
     assert [schedule.factor(p, 10) for p in (0.0, 0.5, 1.0, 1.7)] == pytest.approx([1.0, middle, end, end])
@@ -120,3 +118,10 @@ def test_watch_counts_the_steps_that_a_mean_stands_for() -> None:
         many.healthy(2.0, steps=10)
     assert one.steps == many.steps == 100
     assert one.mean == pytest.approx(many.mean) == pytest.approx(2.0)
+
+
+def test_watch_leaves_a_loss_near_zero_alone() -> None:
+    watch = LossWatch()
+    assert all(watch.healthy(0.01) for _ in range(100))
+    assert watch.healthy(0.3)  # the start of a pass through a text known by heart
+    assert not watch.healthy(1.5)

@@ -1,4 +1,4 @@
-"""The README's commands are ones that the command line takes, and what its file map names is there."""
+"""The README's commands run, one after the other, and what its file map names is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
-from charrnn.cli import app
+from charrnn.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "docs/performance.md"]
@@ -39,11 +40,40 @@ def test_there_are_commands_of_every_kind() -> None:
 @pytest.mark.parametrize("line", OURS)
 def test_a_command_parses(line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)[1:]
-    command = typer.main.get_command(app).commands[name]
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    command = group.commands[name]
     context = command.make_context(name, arguments)  # raises for an option that does not exist, or a wrong value
     config = context.params.get("config")
     if config and str(config).startswith("configs/"):
         assert (ROOT / config).is_file()
+
+
+TINY = {"train.max_steps": 2, "train.batch_size": 4, "model.hidden_size": 8, "train.precision": "fp32"}
+
+
+def trains(line: str) -> bool:
+    """Whether a command begins a run. Those that others go on from come first, and are made short."""
+    return line.startswith("charrnn train ") and not re.search(r"--resume|--dry-run|--print-config", line)
+
+
+def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    lyrics = text("data/sample/lyrics.txt")
+    for name in ("novel.txt", "input.txt", "another.txt", "opening.txt"):
+        (tmp_path / name).write_text(lyrics[:9000] if name in ("novel.txt", "input.txt") else lyrics[:90], encoding="utf-8")
+    for line in sorted(OURS, key=trains, reverse=True):
+        arguments = shlex.split(line, comments=True)[1:]
+        if trains(line):
+            short = TINY if "lyrics" in line or "data.path" in line else {**TINY, "data.path": "input.txt"}
+            arguments += [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        said = capsys.readouterr()
+        assert not end.value.code, (line, said)
+        assert said.out, line
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("scripts/")])

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from charrnn.config import DataConfig
+from charrnn.config import DataConfig, user_path
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
 from charrnn.errors import DataError
 
@@ -58,6 +58,7 @@ class Corpus:
     documents: int  # 0 for a stream
     unknown: int  # characters outside the vocabulary
     files: int  # that were text
+    contents: str  # a hash of the files' bytes, wherever they lie
     mapped: mmap.mmap
 
     def split(self, name: str) -> Ids:
@@ -81,7 +82,7 @@ def find_files(config: DataConfig) -> list[Path]:
     paths = [config.path] if isinstance(config.path, str) else list(config.path or [])
     found: list[Path] = []
     for name in paths:
-        path = _expand(name, "data.path")
+        path = user_path(name, "data.path")
         if os.path.isdir(path):
             inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)]
             if not inside:
@@ -99,13 +100,6 @@ def find_files(config: DataConfig) -> list[Path]:
         else:
             raise DataError(f"data.path {name!r}: no such file; it is looked for relative to {Path.cwd()}")
     return list(dict.fromkeys(found))
-
-
-def _expand(name: str, key: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        raise DataError(f"{key} {name!r}: there is no such home directory; write the path without ~") from None
 
 
 def read_text(path: Path, encoding: str = "utf-8", on_bytes: Callable[[int], None] | None = None) -> Iterator[str]:
@@ -271,16 +265,17 @@ def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None)
     """Encode the text, or find it encoded. Raises DataError naming file and remedy where the text cannot be used."""
     files = find_files(config)
     _codec(config.encoding)
-    cache = _expand(config.cache, "data.cache")
+    cache = user_path(config.cache, "data.cache")
     stamps = _stamps(files)
-    entry = cache / _digest(files, config, seed)
-    corpus = _open(entry)
+    contents = _contents(files)
+    entry = cache / _digest(contents, config, seed)
+    corpus = _open(entry, contents)
     if corpus is None:
         _build(files, config, seed, entry, _halves(sum(size for size, _ in stamps) or 1, progress))
         for path, before, after in zip(files, stamps, _stamps(files)):
             if before != after:
                 raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
-        corpus = _open(entry)
+        corpus = _open(entry, contents)
     if corpus is None:
         raise DataError(f"data.cache {cache}: what was written to it cannot be read back; name another directory in data.cache")
     return corpus
@@ -310,11 +305,9 @@ def _halves(total: int, progress: Progress | None) -> Callable[[int], None]:
     return report
 
 
-def _digest(files: list[Path], config: DataConfig, seed: int) -> str:
-    """A name for what encoding these files gives: of all that decides it, and of nothing else."""
-    settings = config.model_dump(mode="json", exclude={"path", "cache"})
-    settings |= {"seed": seed if config.documents != "none" else None, "format": FORMAT}
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+def _contents(files: list[Path]) -> str:
+    """A hash of what stands in these files, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
     for path in files:
         content = hashlib.blake2b(b"gz" if _is_packed(path) else b"")
         try:
@@ -327,7 +320,14 @@ def _digest(files: list[Path], config: DataConfig, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _open(entry: Path) -> Corpus | None:
+def _digest(contents: str, config: DataConfig, seed: int) -> str:
+    """A name for what encoding these files gives: of all that decides it, and of nothing else."""
+    settings = config.model_dump(mode="json", exclude={"path", "cache"})
+    settings |= {"seed": seed if config.documents != "none" else None, "format": FORMAT, "contents": contents}
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _open(entry: Path, contents: str) -> Corpus | None:
     """What lies in the cache there; None where that is nothing, or not whole."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
@@ -342,11 +342,16 @@ def _open(entry: Path) -> Corpus | None:
             documents=int(meta["documents"]),
             unknown=int(meta["unknown"]),
             files=int(meta["files"]),
+            contents=contents,
             mapped=mapped,
         )
     except (OSError, LookupError, TypeError, AttributeError, ValueError):
         return None
     return corpus
+
+
+def _is_whole(entry: Path) -> bool:
+    return _open(entry, contents="") is not None
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -373,13 +378,13 @@ def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report
             for path in made.iterdir():  # an entry that is there after a power cut is whole
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
-            if _open(entry) is None:  # it may be there, and damaged
+            if not _is_whole(entry):  # it may be there, and damaged
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(entry, Path(workshop, "damaged"))
             try:
                 os.replace(made, entry)
             except OSError:
-                if _open(entry) is None:  # else another job was faster, and what it wrote is the same
+                if not _is_whole(entry):  # else another job was faster, and what it wrote is the same
                     raise
     except OSError as error:
         remedy = "free some space or name another directory in data.cache"

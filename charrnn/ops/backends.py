@@ -1,4 +1,4 @@
-"""Which backend runs a recurrence: preference, refusals with their reason, and the choice, made aloud.
+"""Which backend runs a recurrence: preference, refusals with their reason, and the choice, which can be asked for.
 
 A backend is a module with `refuses(request) -> reason | None` and `run(request, x, state, weights, lengths)`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
@@ -15,8 +14,6 @@ import torch
 from torch import Tensor
 
 from charrnn.ops.cells import State
-
-logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "explicit", "fused")
 
@@ -83,10 +80,24 @@ def require(name: str, request: Request) -> Backend:
 
 @functools.cache
 def choose(request: Request) -> Backend:
-    """The first backend in the order of preference that does not refuse; said once in the log."""
+    """The first backend in the order of preference that does not refuse. Who asked is told by `explain`."""
+    return backend(_first(request)[0])
+
+
+def explain(name: str, request: Request) -> str:
+    """What model.backend comes to, and why not what `auto` would rather have: `explicit (not fused: …)`. Raises as `require` does."""
+    if name != "auto":
+        require(name, request)
+        return name
+    chosen, refusals = _first(request)
+    return f"{chosen} (not {'; not '.join(refusals)})" if refusals else chosen
+
+
+def _first(request: Request) -> tuple[str, list[str]]:
+    refusals: list[str] = []
     for name in preference(request):
-        chosen = backend(name)
-        if chosen.refuses(request) is None:
-            logger.info("backend %s runs %s", name, request)
-            return chosen
+        reason = backend(name).refuses(request)
+        if reason is None:
+            return name, refusals
+        refusals.append(f"{name}: {reason}")
     raise AssertionError("the reference backend refuses nothing")

@@ -6,8 +6,9 @@ Axes: T time, B batch, V vocabulary size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import SPLITS, Corpus
-from charrnn.data.streams import EvaluationStreams, Streams, fit
+from charrnn.data.corpus import Corpus
+from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError, UserError, did_you_mean
 from charrnn.metrics import Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
+from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
 from charrnn.tasks.task import State
 
 EVALUATION_COLUMNS = 8
@@ -32,7 +33,6 @@ PREVIEW_TEMPERATURE = 0.8
 class LanguageModel:
     config: Config
     corpus: Corpus
-    name: ClassVar[str] = "lm"
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -44,16 +44,9 @@ class LanguageModel:
             return CharRNN(self.config.model, len(self.vocabulary))
 
     def batches(self, split: str, *, first: int = 0) -> Iterator[Batch]:
-        if split not in SPLITS:
-            raise UserError(f"split {split!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
         if split == "train":
             return self._train_streams().batches(first)
-        ids = self.corpus.split(split)
-        if len(ids) < 2:
-            raise DataError(
-                f"data.{split}_fraction: the {split} split holds {len(ids)} characters; expected at least 2, "
-                "so raise the fraction or add text"
-            )
+        ids = split_ids(self.corpus, split)
         columns = max(1, min(EVALUATION_COLUMNS, (len(ids) - 1) // EVALUATION_COLUMN))
         return self._forgetting(EvaluationStreams(ids, self.vocabulary.unknown, columns).batches(first=first))
 
@@ -76,29 +69,14 @@ class LanguageModel:
 
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """Begins as a document begins; where the corpus has documents, one that ends is followed by the next."""
-        vocabulary = self.vocabulary
-        device = next(model.parameters()).device
-        end = vocabulary.end
-        gap = "\n" if self.config.data.documents == "lines" else "\n\n"
-        if end is not None:
-            chosen = end
-        else:
-            chosen = vocabulary.id("\n") if "\n" in vocabulary else int(self.corpus.split("train")[0])
-        state: State | None = None
-        written: list[str] = []
-        training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                for _ in range(length):
-                    logits, state = model(torch.tensor([[chosen]], device=device), state)  # (1, 1, V)
-                    scores = logits[0, 0].float().to(generator.device) / PREVIEW_TEMPERATURE  # (V,)
-                    scores[vocabulary.unknown] = -torch.inf
-                    chosen = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
-                    written.append(gap if chosen == end else vocabulary.decode([chosen]))
-        finally:
-            model.train(training)
-        return "".join(written)
+        vocabulary, options = self.vocabulary, SamplingOptions(PREVIEW_TEMPERATURE)
+
+        def choose(logits: Tensor) -> Tensor:  # (1, V) -> (1,)
+            return sample(filter_logits(logits, options, [], (vocabulary.unknown,)), options, [generator])
+
+        with closing(run_on(model, opening(vocabulary, []), 1, choose)) as draws:
+            ids = [int(drawn) for drawn in islice(draws, length)]
+        return "".join(self.config.data.separator if i == vocabulary.end else vocabulary.decode([i]) for i in ids)
 
     def notes(self) -> list[str]:
         wanted, streams = self.config.train, self._train_streams()

@@ -19,9 +19,6 @@ State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H)
 
 class Task(Protocol):
     @property
-    def name(self) -> str: ...
-
-    @property
     def config(self) -> Config: ...
 
     @property

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from charrnn.config import DataConfig
 from charrnn.data import corpus
 from charrnn.data.corpus import find_files, load_corpus
-from charrnn.errors import DataError
+from charrnn.errors import DataError, UserError
 
 from .test_documents import documents_at_once
 from .texts import corpus_of, settings, shown, whole
@@ -213,13 +213,13 @@ def test_files_lists_globs_and_directories(tmp_path: Path, monkeypatch: pytest.M
     Path("empty").mkdir()
     for path, why in {
         "none.txt": "no such file",
-        "x" * 300: "no such file",
+        "x" * 300: "File name too long",
         "*.rst": "no file matches",
         "empty": "holds no files",
         "/dev/null": "not an ordinary file",
         "~nobody-here/a": "no such home directory",
     }.items():
-        with pytest.raises(DataError, match=rf"^data.path '.*': .*{why}"):
+        with pytest.raises(UserError, match=rf"^data.path '.*': .*{why}"):
             found(path)
 
 
@@ -447,3 +447,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, documents: str, mega
         ran = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=True, timeout=60)
         peaks.append(int(ran.stdout) / 1024)
     assert peaks[1] - peaks[0] < 60
+
+
+def test_the_hash_of_the_text_is_that_of_its_bytes(tmp_path: Path) -> None:
+    """Neither where it lies nor how it is cut decides it; the entry in the cache is named after that too."""
+    loaded = corpus_of(tmp_path, VERSE)
+    (tmp_path / "elsewhere").mkdir()
+    assert corpus_of(tmp_path / "elsewhere", VERSE).contents == loaded.contents
+    assert corpus_of(tmp_path, VERSE, val_fraction=0.2).contents == loaded.contents
+    assert corpus_of(tmp_path, VERSE[::-1]).contents != loaded.contents

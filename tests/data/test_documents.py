@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from charrnn.config import DataConfig
 from charrnn.data import corpus
 from charrnn.data.corpus import read_text, split_documents
 from charrnn.errors import DataError
@@ -90,7 +91,7 @@ def test_files_of_a_stream_meet_at_a_line_end(tmp_path: Path) -> None:
     for name, content in {"1": b"one", "2": b"", "3": b"three\n", "4": "\ufefffour".encode()}.items():
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_bytes(content)
-    config = corpus.DataConfig(path=str(tmp_path / "texts"), cache=str(tmp_path / "cache"))
+    config = DataConfig(path=str(tmp_path / "texts"), cache=str(tmp_path / "cache"))
     assert whole(corpus.load_corpus(config, 1)) == "one\nthree\nfour"
 
 
@@ -98,7 +99,7 @@ def test_files_are_documents(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     for name, content in {"1": "one\n\nmore", "2": " \n", "3": "three\n"}.items():
         (tmp_path / "texts" / name).write_text(content)
-    config = corpus.DataConfig(path=str(tmp_path / "texts"), cache=str(tmp_path / "cache"), documents="files")
+    config = DataConfig(path=str(tmp_path / "texts"), cache=str(tmp_path / "cache"), documents="files")
     loaded = corpus.load_corpus(config, 1)
     assert sorted(whole(loaded).split("⏹")) == ["", "one\n\nmore", "three\n"]
     assert (loaded.documents, loaded.files) == (2, 3)

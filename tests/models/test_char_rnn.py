@@ -74,6 +74,21 @@ def test_tied_embeddings_are_one_tensor() -> None:
     assert torch.nn.functional.cross_entropy(logits(tied).flatten(0, 1), ids().flatten()) < torch.tensor(float(V)).log() + 0.3
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("sizes", [{"embedding_size": 64, "hidden_size": 64}, {"embedding_size": 256, "hidden_size": 256, "num_layers": 2}])
+def test_cells_begin_with_inputs_of_unit_variance(tied: bool, sizes: dict[str, int]) -> None:
+    ours = model(tied_embeddings=tied, **sizes)
+    seen: list[Tensor] = []
+    ours.recurrent.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        ours(torch.arange(V).unsqueeze(1), None)
+    assert seen[0].std() == pytest.approx(1.0, abs=0.2)
+    for layer in range(ours.recurrent.num_layers):
+        weight_ih = ours.recurrent.weights(layer).weight_ih.detach()
+        read = torch.randn(200, weight_ih.size(1)) @ weight_ih.t()
+        assert read.std() == pytest.approx(1.0, abs=0.1)
+
+
 def test_count_parameters() -> None:
     assert count_parameters(model(num_layers=1, embedding_size=5)) == V * 5 + 4 * 12 * (5 + 12 + 2) + (12 + 1) * V
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from charrnn.ops import explicit, fused
-from charrnn.ops.backends import BACKENDS, Request, UnsupportedBackend, Weights, backend, choose, preference, require
+from charrnn.ops.backends import BACKENDS, Request, UnsupportedBackend, Weights, backend, choose, explain, preference, require
 from charrnn.ops.cells import CELLS
 from charrnn.ops.recurrence import recurrence
 
@@ -78,31 +77,27 @@ def test_preference(request_: Request, first: str) -> None:
     assert len(set(order)) == len(order) and set(order) <= set(BACKENDS)
 
 
-def test_choose_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
-    for _ in range(3):
-        assert choose(Request("gru")) is explicit
-        assert choose(Request("lstm", "cuda")) is fused
-    assert caplog.messages == ["backend explicit runs gru on cpu in float32", "backend fused runs lstm on cuda in float32"]
+def test_choose_takes_the_first_that_can() -> None:
+    assert choose(Request("gru")) is explicit and explain("auto", Request("gru")) == "explicit"
+    assert choose(Request("lstm", "cuda")) is fused and explain("auto", Request("lstm", "cuda")) == "fused"
 
 
 @pytest.mark.parametrize(
-    "refused", [Request("lstm", "xla"), Request("lstm", "mps", ragged=True), Request("lstm", autocast=torch.float16)], ids=str
+    "refused, reason",
+    [
+        (Request("lstm", "xla"), "PyTorch has no fused recurrence for device 'xla'"),
+        (Request("lstm", "mps", ragged=True), "PyTorch has no packed sequences on MPS"),
+        (Request("lstm", autocast=torch.float16), "oneDNN has no float16 recurrence"),
+    ],
+    ids=str,
 )
-def test_choose_falls_back_and_says_so_once(refused: Request, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
+def test_choose_falls_back_and_can_say_why(refused: Request, reason: str) -> None:
     assert preference(refused)[0] == "fused"
-    for _ in range(3):
-        assert choose(refused) is explicit
-    assert caplog.messages == [f"backend explicit runs {refused}"]
-
-
-def test_auto_logs_what_it_runs(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="charrnn.ops.backends")
-    case = problem("gru", SMALL)
-    for _ in range(2):
-        recurrence("gru", case.x, case.state, case.weights, lengths=torch.tensor([3, 1]))
-    assert caplog.messages == ["backend explicit runs gru on cpu in float64 with lengths"]
+    assert choose(refused) is explicit
+    assert explain("auto", refused) == f"explicit (not fused: {reason})"
+    assert explain("reference", refused) == "reference"
+    with pytest.raises(UnsupportedBackend, match=reason):
+        explain("fused", refused)
 
 
 @pytest.mark.parametrize(

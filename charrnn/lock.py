@@ -1,0 +1,62 @@
+"""One job for a directory: a lock that the system drops with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from charrnn.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[str]:
+    """Hold the file `path` as the lock of the directory it is in. Yields what stands in the way, where the system cannot lock.
+
+    Raises UserError naming who holds it, and OSError where the file cannot be written.
+    """
+    if fcntl is None:
+        yield "this system has no file locks"
+        return
+    file, hindrance = _take(path)
+    with file:
+        try:
+            yield hindrance
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: who has opened it by now sees that it is gone
+
+
+def _take(path: Path) -> tuple[BinaryIO, str]:
+    while True:
+        file = open(path, "a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+                file.flush()
+                return file, ""
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace") or "another process"
+            file.close()
+            raise UserError(f"{path.parent}: {holder} is at work in it; wait for its end or name another directory in `run`") from None
+        except OSError as error:  # of a network file system that was mounted without locks
+            return file, f"it cannot be locked ({error.strerror or error})"
+        file.close()
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether the file that was opened is still the one of that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
