@@ -22,7 +22,7 @@ LEFT = {
     "ops": "",
     "layers": "ops",
     "models": "config ops layers",
-    "data": "config",
+    "data": "config lock",
     "optimization": "config",
     "checkpoint": "config data models",
     "run_directory": "config lock checkpoint",
