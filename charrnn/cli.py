@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -175,6 +175,7 @@ def evaluate(
     from charrnn import evaluation
     from charrnn.config import build_config
     from charrnn.data.corpus import read_text
+    from charrnn.metrics import sayable
 
     loaded, network = _load(model, device)
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
@@ -194,7 +195,7 @@ def evaluate(
     figures = found.as_metrics()
     if as_json:
         asked = {"file": str(file)} if file else {"split": split}
-        typer.echo(json.dumps(_sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
+        typer.echo(json.dumps(sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
         return
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
     typer.echo(
@@ -341,17 +342,21 @@ def summary(outcome: Outcome) -> str:
     ending = {
         "finished": f"Finished after {outcome.steps:,} steps",
         "already_finished": f"This run is finished already, after {outcome.steps:,} steps",
-        "early_stopped": f"Stopped early after {outcome.steps:,} steps without a better value",
+        "early_stopped": f"Stopped early at step {outcome.steps:,}, with no better value in the last {outcome.steps - outcome.best_step:,} steps",
         "interrupted": f"Interrupted and saved at step {outcome.steps:,}; {resume}",
         "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
         "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",
     }[outcome.status]
     if not outcome.best:
-        return f"{ending}; no value was measured on a val split; to let it write: charrnn sample {run}"
+        found = "no value on the val split was finite" if outcome.last else "no value was measured on a val split"
+        return f"{ending}; {found}; to let it write: charrnn sample {run}"
     best, last = outcome.best["val_nats_per_char"], outcome.last.get("val_nats_per_char", math.nan)
     value = f"best val {best:.4f} nats/char ({outcome.best['val_bits_per_char']:.4f} bits/char) at step {outcome.best_step:,}"
-    overfits = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
-    return f"{ending}; {value}, and {overfits}; to let it write: charrnn sample {run}"
+    if not math.isfinite(last):
+        since = "the last value is not finite"
+    else:
+        since = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
+    return f"{ending}; {value}, and {since}; to let it write: charrnn sample {run}"
 
 
 def _print_plan(plan: Plan) -> None:
@@ -465,17 +470,14 @@ def _bar(unit: str, total: int | None) -> tqdm[NoReturn]:
 
 
 def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:
+    from charrnn.metrics import sayable
+
     for character, bits in characters:
         if as_json:
-            typer.echo(json.dumps(_sayable({"char": character, "bits": bits}), ensure_ascii=False))
+            typer.echo(json.dumps(sayable({"char": character, "bits": bits}), ensure_ascii=False))
         else:
             shown = json.dumps(character, ensure_ascii=False) if character else "end"
             typer.echo(f"{shown}\t" + ("-" if bits is None else f"{bits:.3f}"))
-
-
-def _sayable(values: dict[str, Any]) -> dict[str, Any]:
-    """With null for what is not finite, which JSON cannot say."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def _warn(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ class Tally:
         if count == 0:
             raise ValueError("no characters were counted, so there is no mean over them")
         return count
+
+
+def sayable(values: dict[str, Any]) -> dict[str, Any]:
+    """With null for what is not finite, which JSON cannot say."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -25,7 +25,7 @@ LEFT = {
     "data": "config lock",
     "optimization": "config",
     "checkpoint": "config data models",
-    "run_directory": "config lock checkpoint",
+    "run_directory": "config metrics lock checkpoint",
     "sampling": "data",
     "tasks": "config metrics ops layers models data sampling",
     "gradients": "config metrics data tasks",
@@ -33,7 +33,7 @@ LEFT = {
     "evaluation": "config metrics data tasks",
     "generation": "data sampling",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation",
-    "cli": "config device ops models data checkpoint sampling training evaluation generation",
+    "cli": "config metrics device ops models data checkpoint sampling training evaluation generation",
     "__main__": "cli",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -435,7 +436,9 @@ class TestTerminal:
             ("finished", 1.45, ["after 2,000 steps; best val 1.4400 nats/char (2.0775 bits/char) at step 1,500", "not overfitted"]),
             ("finished", 1.60, ["it has overfitted since (1.6000 at the end)", "charrnn sample runs/a"]),
             ("already_finished", 1.44, ["This run is finished already"]),
-            ("early_stopped", 1.5, ["Stopped early"]),
+            ("early_stopped", 1.5, ["Stopped early at step 2,000, with no better value in the last 500 steps; best val 1.4400"]),
+            ("finished", math.nan, ["at step 1,500, and the last value is not finite; to let it write"]),
+            ("finished", math.inf, ["at step 1,500, and the last value is not finite; to let it write"]),
             ("interrupted", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
             ("terminated", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
             ("diverged", 1.44, ["Gave up at step 2,000"]),
@@ -451,7 +454,14 @@ class TestTerminal:
     def test_a_run_without_a_val_split_says_so(self) -> None:
         from charrnn.training import Outcome
 
-        assert "no value was measured" in summary(Outcome({}, 0, {}, 20, 1.0, Path("runs/a"), "finished"))
+        assert "no value was measured on a val split" in summary(Outcome({}, 0, {}, 20, 1.0, Path("runs/a"), "finished"))
+
+    def test_a_run_whose_values_were_never_finite_says_that(self) -> None:
+        from charrnn.training import Outcome
+
+        said = summary(Outcome({}, 0, {"val_nats_per_char": math.nan, "val_bits_per_char": math.nan}, 20, 1.0, Path("a"), "early_stopped"))
+        assert said.startswith("Stopped early at step 20, with no better value in the last 20 steps; no value on the val split was finite;")
+        assert "no value was measured" not in said
 
 
 class TestBugs:

@@ -809,6 +809,36 @@ def test_sigterm_is_taken_as_ctrl_c(settings: Settings, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_parent_had_ignored_stays_ignored(settings: Settings, number: signal.Signals) -> None:
+    """As of a job that a shell has put into the background, or nohup."""
+
+    def at(report: StepReport) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        outcome = train(settings(), reporter=Listener(at))
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert (outcome.status, outcome.steps) == ("finished", 20)
+
+
+def test_values_that_are_not_finite_are_no_best(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = evaluation.evaluate
+
+    def evaluate(*args: Any) -> Any:
+        found = plain(*args)
+        return dataclasses.replace(found, nats=found.nats * math.nan)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    outcome = train(settings(patience=2), reporter=Listener())
+    assert (outcome.status, outcome.steps, outcome.best, outcome.best_step) == ("early_stopped", 10, {}, 0)
+    assert math.isnan(outcome.last["val_nats_per_char"])
+    assert [line["val_nats_per_char"] for line in metrics(tmp_path / "run") if "val_accuracy" in line] == [None, None]
+
+
 def test_two_jobs_never_share_a_directory(settings: Settings, tmp_path: Path) -> None:
     train(settings("whole", log_every=1), reporter=Listener())
     refused: list[str] = []
@@ -843,3 +873,37 @@ def test_a_directory_that_cannot_be_written_is_found_before_the_text_is_read(set
     with pytest.raises(UserError, match="no such file"):
         train(settings("new/run", data={"path": "none.txt"}), reporter=Listener())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("fcntl", ["here", "not here"])
+def test_a_directory_that_is_there_and_cannot_be_written(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcntl: str
+) -> None:
+    (tmp_path / "run").mkdir()
+
+    def denied(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock, "open", denied, raising=False)
+    if fcntl == "not here":
+        monkeypatch.setattr(lock, "fcntl", None)
+    with pytest.raises(UserError) as refused:
+        train(settings(), reporter=Listener())
+    assert str(refused.value) == f"{tmp_path / 'run'}: cannot be written: Permission denied; name another directory in `run`"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("what", ["iterdir", "exists"])
+def test_a_directory_that_cannot_be_listed(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    (tmp_path / "run").mkdir()
+    plain = getattr(Path, what)
+
+    def denied(path: Path) -> Any:
+        if path.is_relative_to(tmp_path / "run"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, what, denied)
+    with pytest.raises(UserError) as refused:
+        train(settings(), reporter=Listener())
+    assert str(refused.value) == f"{tmp_path / 'run'}: cannot be read: Permission denied; name another directory in `run`"
