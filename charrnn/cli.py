@@ -258,6 +258,7 @@ class Terminal:
         self._live = sys.stdout.isatty() and sys.stderr.isatty()
         self._bar: tqdm[NoReturn] | None = None
         self._spoke = time.monotonic()  # what is over sooner than REPORT_SECONDS is not worth a line
+        self._reported = False  # that a report has come
         self._val = ""
 
     def __enter__(self) -> Terminal:
@@ -281,12 +282,23 @@ class Terminal:
         elif self._due():
             self._say(megabytes)
 
-    def step(self, report: StepReport) -> None:
+    def stepped(self, step: int, progress: float) -> None:
+        """Until the first report this is all that shows life; then it moves the bar."""
+        where = None if self._reported else self._where(step, progress)
+        if self._live:
+            self._show(progress, where)
+        elif where and self._due():
+            self._say(where)
+
+    def _where(self, step: int, progress: float) -> str:
         steps = self._config.train.max_steps
-        share = "" if self._live else f" ({report.progress:.0%})"  # a bar shows it already
-        where = f"step {report.step}/{steps}" if steps else f"step {report.step}{share}"
+        share = "" if self._live else f" ({progress:.0%})"  # a bar shows it already
+        return f"step {step}/{steps}" if steps else f"step {step}{share}"
+
+    def step(self, report: StepReport) -> None:
+        self._reported = True
         line = (
-            f"{where}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
+            f"{self._where(report.step, report.progress)}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
             f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
         )
         if self._live:
@@ -306,13 +318,15 @@ class Terminal:
         self._close()
         self._say(summary(outcome))
 
-    def _show(self, progress: float, line: str) -> None:
+    def _show(self, progress: float, line: str | None) -> None:
+        """Move the bar, and write a line behind it. None: the one that stands there."""
         from tqdm import tqdm
 
         if self._bar is None:
             bar = "{percentage:3.0f}% {bar:12} {elapsed}<{remaining}  {desc}"
-            self._bar = tqdm(total=1.0, initial=progress, bar_format=bar, leave=False, dynamic_ncols=True, mininterval=0, miniters=0)
-        self._bar.set_description_str(line, refresh=False)
+            self._bar = tqdm(total=1.0, initial=progress, desc=line, bar_format=bar, leave=False, dynamic_ncols=True, miniters=0)
+        if line is not None:
+            self._bar.set_description_str(line, refresh=False)
         self._bar.update(progress - self._bar.n)
 
     def _due(self) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 
 from charrnn.checkpoint import (
@@ -38,7 +37,7 @@ from charrnn.gradients import Shards, seeded, shard_count
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
-from charrnn.planning import Plan, describe
+from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.tasks import build_task
 from charrnn.tasks.task import Task
@@ -88,6 +87,7 @@ class Reporter(Protocol):
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def encoding(self, done: int, total: int) -> None: ...
+    def stepped(self, step: int, progress: float) -> None: ...
     def step(self, report: StepReport) -> None: ...
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
@@ -132,6 +132,10 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     device = resolve_device(config.device)
     task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
     state = load_state(run.state) if resume and run.state.exists() else None
+    if resume and state is None:
+        reporter.note(f"{run.path}: there is nothing to resume yet; the run starts at step 0")
+    if init_from and state is not None:
+        reporter.note(f"--init-from {init_from} has no effect: {run.path} is resumed with the weights it has")
     weights = load_model(find_model(init_from)) if init_from and state is None else None
     trainer = Trainer(task, run, reporter, device)
     if weights is not None:
@@ -180,7 +184,7 @@ class Trainer:
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
-        self.has_val = _can_be_scored(task)
+        self.has_val = can_be_scored(task)
         self.interrupt = Interrupt()
         self.watch = LossWatch()
         self.counters = Counters()
@@ -228,6 +232,7 @@ class Trainer:
                     self.step()
                     if self.looks_always:
                         self.look()
+                self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
             except Astray:
                 with self.interrupt.held():
                     goes_on = self.retreat()
@@ -478,12 +483,6 @@ class Trainer:
     def _outcome(self, status: Status) -> Outcome:
         counters = self.counters
         return Outcome(counters.best, counters.best_step, counters.last, counters.step, counters.seconds, self.run.path, status)
-
-
-def _can_be_scored(task: Task) -> bool:
-    """Whether the val split asks for any character at all."""
-    ids, unknown = task.corpus.split("val"), task.vocabulary.unknown
-    return any(bool(np.any(ids[start : start + 65536] != unknown)) for start in range(1, len(ids), 65536))
 
 
 def _fingerprint(task: Task) -> dict[str, Any]:

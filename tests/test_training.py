@@ -47,6 +47,7 @@ class Listener:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.steps: list[StepReport] = []
+        self.stepped_to: list[tuple[int, float]] = []
         self.evaluations: list[tuple[dict[str, float], str, bool]] = []
         self.outcomes: list[Outcome] = []
         self._at_step = at_step
@@ -59,6 +60,9 @@ class Listener:
 
     def encoding(self, done: int, total: int) -> None:
         assert 0 <= done <= total
+
+    def stepped(self, step: int, progress: float) -> None:
+        self.stepped_to.append((step, progress))
 
     def step(self, report: StepReport) -> None:
         self.steps.append(report)
@@ -457,8 +461,49 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(settings: Setti
     assert (tmp_path / "run/best.safetensors").exists()
 
 
-def test_resume_without_a_run_starts_one(settings: Settings) -> None:
-    assert train(settings(), resume=True, reporter=Listener()).status == "finished"
+def test_resume_without_a_run_starts_one_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    listener = Listener()
+    assert train(settings(), resume=True, reporter=listener).status == "finished"
+    note = f"{tmp_path / 'run'}: there is nothing to resume yet; the run starts at step 0"
+    assert note in listener.notes
+    again = Listener()
+    assert train(settings(max_steps=30), resume=True, reporter=again).steps == 30
+    assert note not in again.notes
+
+
+@pytest.mark.parametrize("steps, status", [(20, "already_finished"), (30, "finished")])
+def test_a_resumed_run_keeps_its_weights_and_says_so(settings: Settings, tmp_path: Path, steps: int, status: str) -> None:
+    train(settings(), reporter=Listener())
+    train(settings("other"), reporter=Listener())
+    listener = Listener()
+    config, other = settings(max_steps=steps), str(tmp_path / "other")
+    assert train(config, resume=True, init_from=other, reporter=listener).status == status
+    note = f"--init-from {other} has no effect: {tmp_path / 'run'} is resumed with the weights it has"
+    assert note in listener.notes
+    listener = Listener()
+    train(config, overwrite=True, init_from=other, reporter=listener)
+    assert note not in listener.notes
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"patience": 3}, "train.patience has"),
+        ({"schedule": "plateau"}, "train.schedule: plateau has"),
+        ({"patience": 3, "schedule": "plateau"}, "train.patience and train.schedule: plateau have"),
+    ],
+)
+def test_what_needs_a_val_split_says_that_there_is_none(settings: Settings, changes: dict[str, Any], named: str) -> None:
+    note = f"{named} no effect: no value is measured without a val split; raise data.val_fraction or add text"
+    assert note in training.plan(settings(data={"val_fraction": 0.0}, **changes)).notes
+    assert note not in training.plan(settings(**changes)).notes
+    assert not any("no effect" in note for note in training.plan(settings(data={"val_fraction": 0.0})).notes)
+
+
+def test_every_step_is_told_of(settings: Settings) -> None:
+    listener = Listener()
+    train(settings(log_every=1000, evaluate_every=1000, save_every=1000), reporter=listener)
+    assert listener.stepped_to == [(step, pytest.approx(step / 20)) for step in range(1, 21)]
 
 
 @pytest.mark.parametrize(
