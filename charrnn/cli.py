@@ -353,10 +353,11 @@ def summary(outcome: Outcome) -> str:
     """The one sentence at the end of a run."""
     run = shlex.quote(str(outcome.run))
     resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"
+    since_best = outcome.steps - outcome.best_step
     ending = {
         "finished": f"Finished after {outcome.steps:,} steps",
         "already_finished": f"This run is finished already, after {outcome.steps:,} steps",
-        "early_stopped": f"Stopped early at step {outcome.steps:,}, with no better value in the last {outcome.steps - outcome.best_step:,} steps",
+        "early_stopped": f"Stopped early at step {outcome.steps:,}, with no better value in the last {since_best:,} steps",
         "interrupted": f"Interrupted and saved at step {outcome.steps:,}; {resume}",
         "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
         "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",

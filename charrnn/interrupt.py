@@ -26,7 +26,7 @@ class Interrupt:
             return
         with contextlib.ExitStack() as stack:
             for number in SIGNALS:
-                if signal.getsignal(number) is signal.SIG_IGN:  # whoever started this does not want it stopped so: nohup, or `&` in a script
+                if signal.getsignal(number) is signal.SIG_IGN:  # by whoever started this: nohup, or `&` in a script
                     continue
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
             yield

@@ -24,6 +24,15 @@ class Tally:
         none = torch.zeros((), dtype=torch.int64, device=device)
         return cls(torch.zeros((), dtype=sum_dtype(device), device=device), none, none)
 
+    @classmethod
+    def of(cls, nats: Tensor, count: Tensor, correct: Tensor, device: torch.device) -> Tally:
+        """From tensors of any device. Raises RuntimeError where they are no scalars."""
+        zero = cls.zero(device)
+        nats, count, correct = (
+            part.reshape(()).to(own.dtype).to(device) for part, own in zip((nats, count, correct), (zero.nats, zero.count, zero.correct))
+        )
+        return cls(nats, count, correct)
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.nats + other.nats, self.count + other.count, self.correct + other.correct)
 

@@ -122,11 +122,15 @@ class RunDirectory:
         return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in JOURNALS}
 
     def cut_journals(self, sizes: dict[str, int]) -> None:
-        """Take away what was reported after a state that the run goes back to, so that no step stands there twice."""
+        """Take away what was reported after a state that the run goes back to, so that no step stands there twice. Raises WriteError."""
         for name in JOURNALS:
             path = self.path / name
-            if path.exists() and path.stat().st_size > sizes.get(name, 0):
-                os.truncate(path, sizes.get(name, 0))
+            try:
+                if path.exists() and path.stat().st_size > sizes.get(name, 0):
+                    os.truncate(path, sizes.get(name, 0))
+            except OSError as error:
+                fact = f"{path}: cannot be cut back to the step that is gone back to: {error.strerror or error}"
+                raise WriteError(f"{fact}; make it writable, or start again with --overwrite") from None
 
 
 def refuse_changes(before: Config, now: Config, place: str) -> None:

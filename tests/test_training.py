@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from charrnn import checkpoint, evaluation, lock, training
-from charrnn.checkpoint import load_model, load_state, save_model
+from charrnn.checkpoint import load_model, load_state, save_model, save_state
 from charrnn.config import Config, build_config
 from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
@@ -534,6 +534,92 @@ def test_resume_from_a_damaged_state_is_refused_by_name(settings: Settings, tmp_
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"last\.state\.pt: damaged.*--init-from .*last\.safetensors"):
         train(settings(), resume=True, reporter=Listener())
+
+
+FOREIGN: list[tuple[str, Any, str]] = [
+    # what in the state is changed, into what (None: taken out), and what is said of it
+    ("text", None, "it has no text"),
+    ("counters", None, "it has no counters"),
+    ("since_report", ("a", "b", "c"), "since_report.0 is wrong: Input should be an instance of Tensor"),
+    ("since_report", (torch.ones(2),) * 3, "shape '[]' is invalid for input of size 2"),
+    ("counters.step", "many", "counters.step is wrong: Input should be a valid integer"),
+    ("counters.window", -1, "counters.window is wrong: Input should be greater than or equal to 0"),
+    ("counters.seconds", math.nan, "counters.seconds is wrong: Input should be a finite number"),
+    ("counters.best", {"x": 1.0}, "counters.best is wrong: Value error, expected val_bits_per_char and val_nats_per_char"),
+    ("watch.steps", -1, "watch.steps is wrong"),
+    ("pace.chars", "x", "pace.chars is wrong"),
+    ("schedule", [], "schedule is wrong"),
+    ("schedule", {"scale": 1.0}, "it has no 'best'"),
+    ("journals.metrics.jsonl", "x", "journals.metrics.jsonl is wrong"),
+    ("generators", [torch.full((5056,), 255, dtype=torch.uint8)], "Invalid mt19937 state"),
+    ("generators", [torch.zeros(5056)], "RNG state must be a torch.ByteTensor"),
+    ("carried", ((torch.zeros(8, 10),),), "carried: not of the sizes that this model's state has"),
+    ("carried", ((torch.zeros(1, 10), torch.zeros(1, 10)),), "carried: not of the sizes that this model's state has"),
+    ("model.head.bias", None, "model: tensor 'head.bias' is missing; expected shape"),
+    ("model.head.bias", torch.zeros(1), "model: tensor 'head.bias' has shape (1,)"),
+    ("model.head.bias", torch.zeros(3).to_sparse(), "model.head.bias is wrong: Value error, expected a plain tensor"),
+    ("optimizer", {}, "it has no optimizer.state"),
+    ("optimizer.param_groups", [], "optimizer: 0 groups of parameters; expected 2"),
+    ("optimizer.param_groups", [{}, {}], "it has no 'params'"),
+    ("optimizer.state.0.exp_avg_sq", None, "optimizer: it remembers ['exp_avg', 'step']; expected step, exp_avg, exp_avg_sq"),
+    ("optimizer.state.0", {"exp_avg": None}, "optimizer.state.0.exp_avg is wrong"),
+    ("optimizer.state.0.exp_avg", torch.zeros(2), "optimizer: exp_avg has shape (2,) in torch.float32; expected"),
+    ("optimizer.state.0.step", "x", "optimizer.state.0.step is wrong"),
+]
+
+
+def changed(state: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The state with another value in a place, whose name is that of keys put together by points, some of them within keys."""
+    for key in state:
+        if str(key) == place:
+            return {k: v for k, v in state.items() if k != key} | ({} if value is None else {key: value})
+        if place.startswith(f"{key}."):
+            return state | {key: changed(state[key], place.removeprefix(f"{key}."), value)}
+    raise KeyError(place)
+
+
+def test_a_state_that_is_none_of_this_run_gives_one_line(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    path = tmp_path / "run/last.state.pt"
+    state = load_state(path)
+    for place, value, fact in FOREIGN:
+        save_state(path, changed(state, place, value))
+        with pytest.raises(CheckpointError) as refused:
+            train(settings(max_steps=30), resume=True, reporter=Listener())
+        said = str(refused.value)
+        assert said.startswith(f"{path}: does not fit this run: ") and fact in said, (place, said)
+        remedy = f"; take the weights only with --init-from {tmp_path / 'run/last.safetensors'}, or start again with --overwrite"
+        assert said.endswith(remedy) and "\n" not in said
+    save_state(path, state)
+    assert train(settings(max_steps=30), resume=True, reporter=Listener()).steps == 30
+
+
+def test_a_state_of_another_kind_of_device_works_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    """A GPU's generator has a state of 16 bytes."""
+    model = {"dropout": {"output": 0.3}}
+    train(settings(model=model), reporter=Listener())
+    path = tmp_path / "run/last.state.pt"
+    save_state(path, changed(load_state(path), "generators", [torch.zeros(16, dtype=torch.uint8)]))
+    listener = Listener()
+    assert train(settings(model=model, max_steps=30), resume=True, reporter=listener).steps == 30
+    assert "resumed on another kind of device: dropout draws anew, so the run is no longer the same to the bit" in listener.notes
+
+
+def test_journals_that_cannot_be_cut_back_give_one_line(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings(), reporter=Listener())
+    journal = tmp_path / "run/metrics.jsonl"
+    journal.write_text(journal.read_text() + "{}\n")
+
+    def denied(path: Any, size: int) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "truncate", denied)
+    with pytest.raises(UserError) as refused:
+        train(settings(max_steps=30), resume=True, reporter=Listener())
+    assert str(refused.value) == (
+        f"{journal}: cannot be cut back to the step that is gone back to: Permission denied; "
+        "make it writable, or start again with --overwrite"
+    )
 
 
 def test_resume_with_another_number_of_shards_works_and_says_so(settings: Settings) -> None:
