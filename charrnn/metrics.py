@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,10 @@ class Tally:
         return cls(torch.zeros((), dtype=sum_dtype(device), device=device), none, none)
 
     @classmethod
-    def of(cls, nats: Tensor, count: Tensor, correct: Tensor, device: torch.device) -> Tally:
-        """From tensors of any device. Raises RuntimeError where they are no scalars."""
+    def of(cls, parts: Sequence[Tensor], device: torch.device) -> Tally:
+        """From its three tensors, of any device. Raises RuntimeError where they are no scalars."""
         zero = cls.zero(device)
-        nats, count, correct = (
-            part.reshape(()).to(own.dtype).to(device) for part, own in zip((nats, count, correct), (zero.nats, zero.count, zero.correct))
-        )
+        nats, count, correct = (p.reshape(()).to(own.dtype).to(device) for p, own in zip(parts, (zero.nats, zero.count, zero.correct)))
         return cls(nats, count, correct)
 
     def __add__(self, other: Tally) -> Tally:

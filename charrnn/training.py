@@ -390,7 +390,7 @@ class Trainer:
             self.reporter.note(f"resumed {change}: dropout draws anew, so the run is no longer the same to the bit")
         self.shards.load_carried(state["carried"])
         self.windows = self.task.batches("train", first=self.counters.window)
-        self.since_report = Tally.of(*state["since_report"], device=self.device)
+        self.since_report = Tally.of(state["since_report"], self.device)
         self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
         self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"].reshape(()), state["last_step"]["learning_rate"]
