@@ -258,9 +258,18 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def unfit_state(path: Path, fact: str) -> CheckpointError:
+    """What to raise of a state that no run can go on from."""
+    return CheckpointError(f"{path}: does not fit this run: {fact}; {_instead_of(path)}")
+
+
+def _instead_of(state: Path) -> str:
+    return f"take the weights only with --init-from {state.with_name('last.safetensors')}, or start again with --overwrite"
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Read what save_state wrote, on the CPU. Raises CheckpointError where it is not whole or not ours."""
-    remedy = f"take the weights only with --init-from {path.with_name('last.safetensors')}, or start again with --overwrite"
+    remedy = _instead_of(path)
     try:
         with open(path, "rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -273,8 +282,8 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not the state of a charrnn run; {remedy}")
     if version > STATE_VERSION:
         raise CheckpointError(
-            f"{path}: written by charrnn {state.get('charrnn_version')} in format {version}, and charrnn {__version__} "
-            f"reads formats up to {STATE_VERSION}; upgrade charrnn to resume"
+            f"{path}: written by charrnn {short(state.get('charrnn_version'))} in format {short(version)}, and charrnn "
+            f"{__version__} reads formats up to {STATE_VERSION}; upgrade charrnn to resume"
         )
     return dict(state)
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -175,6 +175,7 @@ def evaluate(
     from charrnn import evaluation
     from charrnn.config import build_config
     from charrnn.data.corpus import read_text
+    from charrnn.metrics import sayable
 
     loaded, network = _load(model, device)
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
@@ -194,7 +195,7 @@ def evaluate(
     figures = found.as_metrics()
     if as_json:
         asked = {"file": str(file)} if file else {"split": split}
-        typer.echo(json.dumps(_sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
+        typer.echo(json.dumps(sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
         return
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
     typer.echo(
@@ -257,6 +258,7 @@ class Terminal:
         self._live = sys.stdout.isatty() and sys.stderr.isatty()
         self._bar: tqdm[NoReturn] | None = None
         self._spoke = time.monotonic()  # what is over sooner than REPORT_SECONDS is not worth a line
+        self._reported = False  # that a report has come
         self._val = ""
 
     def __enter__(self) -> Terminal:
@@ -280,12 +282,23 @@ class Terminal:
         elif self._due():
             self._say(megabytes)
 
-    def step(self, report: StepReport) -> None:
+    def stepped(self, step: int, progress: float) -> None:
+        """Until the first report this is all that shows life; then it moves the bar."""
+        where = None if self._reported else self._where(step, progress)
+        if self._live:
+            self._show(progress, where)
+        elif where and self._due():
+            self._say(where)
+
+    def _where(self, step: int, progress: float) -> str:
         steps = self._config.train.max_steps
-        share = "" if self._live else f" ({report.progress:.0%})"  # a bar shows it already
-        where = f"step {report.step}/{steps}" if steps else f"step {report.step}{share}"
+        share = "" if self._live else f" ({progress:.0%})"  # a bar shows it already
+        return f"step {step}/{steps}" if steps else f"step {step}{share}"
+
+    def step(self, report: StepReport) -> None:
+        self._reported = True
         line = (
-            f"{where}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
+            f"{self._where(report.step, report.progress)}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
             f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
         )
         if self._live:
@@ -305,13 +318,15 @@ class Terminal:
         self._close()
         self._say(summary(outcome))
 
-    def _show(self, progress: float, line: str) -> None:
+    def _show(self, progress: float, line: str | None) -> None:
+        """Move the bar, and write a line behind it. None: the one that stands there."""
         from tqdm import tqdm
 
         if self._bar is None:
             bar = "{percentage:3.0f}% {bar:12} {elapsed}<{remaining}  {desc}"
-            self._bar = tqdm(total=1.0, initial=progress, bar_format=bar, leave=False, dynamic_ncols=True, mininterval=0, miniters=0)
-        self._bar.set_description_str(line, refresh=False)
+            self._bar = tqdm(total=1.0, initial=progress, desc=line, bar_format=bar, leave=False, dynamic_ncols=True, miniters=0)
+        if line is not None:
+            self._bar.set_description_str(line, refresh=False)
         self._bar.update(progress - self._bar.n)
 
     def _due(self) -> bool:
@@ -338,20 +353,25 @@ def summary(outcome: Outcome) -> str:
     """The one sentence at the end of a run."""
     run = shlex.quote(str(outcome.run))
     resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"
+    since_best = outcome.steps - outcome.best_step
     ending = {
         "finished": f"Finished after {outcome.steps:,} steps",
         "already_finished": f"This run is finished already, after {outcome.steps:,} steps",
-        "early_stopped": f"Stopped early after {outcome.steps:,} steps without a better value",
+        "early_stopped": f"Stopped early at step {outcome.steps:,}, with no better value in the last {since_best:,} steps",
         "interrupted": f"Interrupted and saved at step {outcome.steps:,}; {resume}",
         "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
         "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",
     }[outcome.status]
     if not outcome.best:
-        return f"{ending}; no value was measured on a val split; to let it write: charrnn sample {run}"
+        found = "no value on the val split was finite" if outcome.last else "no value was measured on a val split"
+        return f"{ending}; {found}; to let it write: charrnn sample {run}"
     best, last = outcome.best["val_nats_per_char"], outcome.last.get("val_nats_per_char", math.nan)
     value = f"best val {best:.4f} nats/char ({outcome.best['val_bits_per_char']:.4f} bits/char) at step {outcome.best_step:,}"
-    overfits = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
-    return f"{ending}; {value}, and {overfits}; to let it write: charrnn sample {run}"
+    if not math.isfinite(last):
+        since = "the last value is not finite"
+    else:
+        since = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
+    return f"{ending}; {value}, and {since}; to let it write: charrnn sample {run}"
 
 
 def _print_plan(plan: Plan) -> None:
@@ -465,17 +485,14 @@ def _bar(unit: str, total: int | None) -> tqdm[NoReturn]:
 
 
 def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:
+    from charrnn.metrics import sayable
+
     for character, bits in characters:
         if as_json:
-            typer.echo(json.dumps(_sayable({"char": character, "bits": bits}), ensure_ascii=False))
+            typer.echo(json.dumps(sayable({"char": character, "bits": bits}), ensure_ascii=False))
         else:
             shown = json.dumps(character, ensure_ascii=False) if character else "end"
             typer.echo(f"{shown}\t" + ("-" if bits is None else f"{bits:.3f}"))
-
-
-def _sayable(values: dict[str, Any]) -> dict[str, Any]:
-    """With null for what is not finite, which JSON cannot say."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def _warn(text: str) -> None:

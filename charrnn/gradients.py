@@ -130,13 +130,15 @@ class Shards:
     def generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self._generators]
 
-    def load_generator_states(self, states: Sequence[Tensor]) -> bool:
-        """False, and nothing changed, where the states are those of another number of shards."""
+    def load_generator_states(self, states: Sequence[Tensor]) -> str:
+        """What has changed, if it is such that the states cannot be taken up; then nothing is."""
         if len(states) != len(self._generators):
-            return False
+            return "with another number of shards"
+        if any(state.numel() != generator.get_state().numel() for generator, state in zip(self._generators, states)):
+            return "on another kind of device"
         for generator, state in zip(self._generators, states):
             generator.set_state(state)
-        return True
+        return ""
 
     def carried(self) -> State | None:
         """The state after the last window, joined over the columns: a layer (h,) or (h, c), each (B, H)."""

@@ -26,6 +26,8 @@ class Interrupt:
             return
         with contextlib.ExitStack() as stack:
             for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:  # by whoever started this: nohup, or `&` in a script
+                    continue
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
             yield
 

@@ -24,6 +24,9 @@ def locked(path: Path) -> Iterator[str]:
     Raises UserError naming who holds it, and OSError where the file cannot be written.
     """
     if fcntl is None:
+        with open(path, "ab"):  # whether it can be written is asked here too
+            pass
+        path.unlink(missing_ok=True)
         yield "this system has no file locks"
         return
     file, hindrance = _take(path)

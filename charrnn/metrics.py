@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,13 @@ class Tally:
         device = torch.device(device)
         none = torch.zeros((), dtype=torch.int64, device=device)
         return cls(torch.zeros((), dtype=sum_dtype(device), device=device), none, none)
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], device: torch.device) -> Tally:
+        """From its three tensors, of any device. Raises RuntimeError where they are no scalars."""
+        zero = cls.zero(device)
+        nats, count, correct = (p.reshape(()).to(own.dtype).to(device) for p, own in zip(parts, (zero.nats, zero.count, zero.correct)))
+        return cls(nats, count, correct)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.nats + other.nats, self.count + other.count, self.correct + other.correct)
@@ -53,6 +62,11 @@ class Tally:
         if count == 0:
             raise ValueError("no characters were counted, so there is no mean over them")
         return count
+
+
+def sayable(values: dict[str, Any]) -> dict[str, Any]:
+    """With null for what is not finite, which JSON cannot say."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.config import TrainConfig
+from charrnn.errors import short
+
+MOMENTS = {  # what each remembers of a parameter
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.RMSprop: ("step", "square_avg"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -32,11 +40,27 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up the moments of a saved optimizer. Its settings stay those it was built with: a resumed run may have changed them."""
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, own):
-        group.update(settings)
+    """Take up the moments of a saved optimizer. Its settings stay those it was built with: a resumed run may have changed them.
+
+    Raises ValueError where the moments are not those of these parameters; torch would find out in the next step.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if len(saved) != len(own):
+        raise ValueError(f"optimizer: {len(saved)} groups of parameters; expected {len(own)}")
+    groups = [{**settings, "params": group["params"]} for settings, group in zip(own, saved)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    names = MOMENTS[type(optimizer)]
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        moments = optimizer.state.get(parameter)
+        if not moments:  # no step has been taken, or it is an optimizer that remembers nothing
+            continue
+        if moments.keys() != set(names):
+            raise ValueError(f"optimizer: it remembers {short(sorted(moments))}; expected {', '.join(names)}")
+        for name, moment in moments.items():
+            shape = () if name == "step" else tuple(parameter.shape)
+            if (tuple(moment.shape), moment.dtype) != (shape, parameter.dtype):
+                expected = f"expected {shape} in {parameter.dtype}"
+                raise ValueError(f"optimizer: {name} has shape {tuple(moment.shape)} in {moment.dtype}; {expected}")
 
 
 class Schedule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -75,9 +76,25 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         precision=str(precision).removeprefix("torch."),
         backend=explain(config.model.backend, request),
         shards=shard_count(device, first.size(1), config.train.shards),
-        notes=task.notes(),
+        notes=[*task.notes(), *_without_effect(task)],
         warnings=warnings,
     )
+
+
+def can_be_scored(task: Task) -> bool:
+    """Whether the val split asks for any character at all."""
+    ids, unknown = task.corpus.split("val"), task.vocabulary.unknown
+    return any(bool(np.any(ids[start : start + 65536] != unknown)) for start in range(1, len(ids), 65536))
+
+
+def _without_effect(task: Task) -> list[str]:
+    train = task.config.train
+    named = ["train.patience"] if train.patience else []
+    named += ["train.schedule: plateau"] if train.schedule == "plateau" else []
+    if not named or can_be_scored(task):
+        return []
+    have = "have" if len(named) > 1 else "has"
+    return [f"{' and '.join(named)} {have} no effect: no value is measured without a val split; raise data.val_fraction or add text"]
 
 
 def _counted(number: int, thing: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from charrnn.checkpoint import WriteError, write_atomically
 from charrnn.config import Config, load_config
 from charrnn.errors import UserError
 from charrnn.lock import locked
+from charrnn.metrics import sayable
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
 FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
@@ -39,6 +39,12 @@ class RunDirectory:
         """Raises UserError where that run may not be started here. Changes nothing."""
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other; resume continues the run, overwrite deletes it")
+        try:
+            self._refuse(config, resume, overwrite)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}; name another directory in `run`") from None
+
+    def _refuse(self, config: Config, resume: bool, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; name a directory in `run`")
         if self.config.exists():
@@ -95,9 +101,8 @@ class RunDirectory:
         write_atomically(self.config, f"# Written by charrnn {__version__}. To go on with this run: {command}\n{config.to_yaml()}".encode())
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl. What is not finite becomes null, which JSON can say."""
-        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
-        self._append("metrics.jsonl", json.dumps(plain) + "\n")
+        """One line of metrics.jsonl."""
+        self._append("metrics.jsonl", json.dumps(sayable(values)) + "\n")
 
     def append_sample(self, heading: str, text: str) -> None:
         self._append("samples.txt", f"=== {heading} ===\n{text}\n\n")
@@ -117,11 +122,15 @@ class RunDirectory:
         return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in JOURNALS}
 
     def cut_journals(self, sizes: dict[str, int]) -> None:
-        """Take away what was reported after a state that the run goes back to, so that no step stands there twice."""
+        """Take away what was reported after a state that the run goes back to, so that no step stands there twice. Raises WriteError."""
         for name in JOURNALS:
             path = self.path / name
-            if path.exists() and path.stat().st_size > sizes.get(name, 0):
-                os.truncate(path, sizes.get(name, 0))
+            try:
+                if path.exists() and path.stat().st_size > sizes.get(name, 0):
+                    os.truncate(path, sizes.get(name, 0))
+            except OSError as error:
+                fact = f"{path}: cannot be cut back to the step that is gone back to: {error.strerror or error}"
+                raise WriteError(f"{fact}; make it writable, or start again with --overwrite") from None
 
 
 def refuse_changes(before: Config, now: Config, place: str) -> None:

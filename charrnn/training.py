@@ -9,11 +9,10 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 
 from charrnn.checkpoint import (
@@ -27,21 +26,23 @@ from charrnn.checkpoint import (
     refuse_vocabulary,
     save_model,
     save_state,
+    unfit_state,
 )
 from charrnn.config import Config, user_path
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import load_corpus
 from charrnn.device import keep_freed_memory, resolve_device, resolve_precision
-from charrnn.errors import CheckpointError, UserError
+from charrnn.errors import UserError
 from charrnn.evaluation import evaluate
 from charrnn.gradients import Shards, seeded, shard_count
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
-from charrnn.planning import Plan, describe
+from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
+from charrnn.run_state import Counters, believe
 from charrnn.tasks import build_task
-from charrnn.tasks.task import Task
+from charrnn.tasks.task import State, Task
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
@@ -88,6 +89,7 @@ class Reporter(Protocol):
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def encoding(self, done: int, total: int) -> None: ...
+    def stepped(self, step: int, progress: float) -> None: ...
     def step(self, report: StepReport) -> None: ...
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
@@ -95,26 +97,6 @@ class Reporter(Protocol):
 
 class Astray(Exception):
     """The loss shows that the weights have left the road."""
-
-
-@dataclass
-class Counters:
-    """The plain numbers that a run must remember of itself."""
-
-    step: int = 0
-    chars: int = 0
-    epoch: int = 0  # passes completed
-    window: int = 0  # windows read of the pass that is under way
-    seconds: float = 0.0
-    reported: int = 0  # the step at which that was last done
-    evaluated: int = 0
-    saved: int = 0
-    learning_rate_scale: float = 1.0  # halved by each retreat
-    retreats: int = 0  # since the validation loss last improved
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-    stale: int = 0  # evaluations since the best
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter) -> Outcome:
@@ -132,6 +114,10 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     device = resolve_device(config.device)
     task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
     state = load_state(run.state) if resume and run.state.exists() else None
+    if resume and state is None:
+        reporter.note(f"{run.path}: there is nothing to resume yet; the run starts at step 0")
+    if init_from and state is not None:
+        reporter.note(f"--init-from {init_from} has no effect: {run.path} is resumed with the weights it has")
     weights = load_model(find_model(init_from)) if init_from and state is None else None
     trainer = Trainer(task, run, reporter, device)
     if weights is not None:
@@ -180,7 +166,7 @@ class Trainer:
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
-        self.has_val = _can_be_scored(task)
+        self.has_val = can_be_scored(task)
         self.interrupt = Interrupt()
         self.watch = LossWatch()
         self.counters = Counters()
@@ -228,6 +214,7 @@ class Trainer:
                     self.step()
                     if self.looks_always:
                         self.look()
+                self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
             except Astray:
                 with self.interrupt.held():
                     goes_on = self.retreat()
@@ -398,29 +385,53 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.watch = LossWatch(**state["watch"])
         self.counters = Counters(**state["counters"])
-        if not self.shards.load_generator_states(state["generators"]):
+        if change := self.shards.load_generator_states(state["generators"]):
             self.shards.reseed(self.counters.step)
-            self.reporter.note("resumed with another number of shards: dropout draws anew, so the run is no longer the same to the bit")
+            self.reporter.note(f"resumed {change}: dropout draws anew, so the run is no longer the same to the bit")
         self.shards.load_carried(state["carried"])
         self.windows = self.task.batches("train", first=self.counters.window)
-        self.since_report = Tally(*(part.to(self.device) for part in state["since_report"]))
+        self.since_report = Tally.of(state["since_report"], self.device)
         self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
-        self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"], state["last_step"]["learning_rate"]
+        self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"].reshape(()), state["last_step"]["learning_rate"]
         self.run.cut_journals(state["journals"])
         self.whole = True
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take up a saved state. Raises UserError where the text is no longer the one it was saved from."""
+        """Take up a state that was read from a file.
+
+        Raises UserError where the text is no longer the one it was saved from, and CheckpointError where it is no state of this run.
+        """
+        try:
+            state = believe(state)
+        except ValueError as error:
+            raise unfit_state(self.run.state, str(error)) from None
         if state["text"] != _fingerprint(self.task):
             remedy = f"put it back, or start another run with --init-from {self.run.path}"
             raise UserError(f"{self.run.path}: cannot resume: the text has changed since; {remedy}")
         try:
+            self._check_sizes(state)
             self.restore(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.run.state}: does not fit this run: {error}; start again with --overwrite") from error
+        except WriteError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+            fact = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            raise unfit_state(self.run.state, fact) from error
         self.counters.retreats = 0  # whoever resumes a run that gave up wants it to try
         self.started = time.monotonic() - self.counters.seconds
+
+    @torch.no_grad()
+    def _check_sizes(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where tensors are not of this model's sizes, which copying and the first step would stretch or stumble over."""
+        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        for name in ("model", "average") if self.average and state["average"] else ("model",):
+            check_shapes({key: tuple(weight.shape) for key, weight in state[name].items()}, expected, f"{name}: ")
+        if state["carried"] is not None:
+            self.model.eval()  # no dropout: nothing is drawn for this
+            _, _, carried = self.task.loss(self.model, next(iter(self.task.batches("train"))), None)
+            self.model.train()
+            if _sizes(state["carried"]) != _sizes(carried):
+                raise ValueError("carried: not of the sizes that this model's state has")
 
     def begin_with(self, loaded: Loaded) -> None:
         """Start from the weights of another model. Raises CheckpointError where they do not fit."""
@@ -480,10 +491,8 @@ class Trainer:
         return Outcome(counters.best, counters.best_step, counters.last, counters.step, counters.seconds, self.run.path, status)
 
 
-def _can_be_scored(task: Task) -> bool:
-    """Whether the val split asks for any character at all."""
-    ids, unknown = task.corpus.split("val"), task.vocabulary.unknown
-    return any(bool(np.any(ids[start : start + 65536] != unknown)) for start in range(1, len(ids), 65536))
+def _sizes(state: State) -> list[list[torch.Size]]:
+    return [[tensor.shape for tensor in layer] for layer in state]
 
 
 def _fingerprint(task: Task) -> dict[str, Any]:

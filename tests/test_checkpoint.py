@@ -219,7 +219,7 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not the state of a charrnn run"):
         load_state(path)
     torch.save({"state_version": 99, "charrnn_version": "9.9"}, path)
-    with pytest.raises(CheckpointError, match=r"written by charrnn 9\.9 in format 99"):
+    with pytest.raises(CheckpointError, match=r"written by charrnn '9\.9' in format 99"):
         load_state(path)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -423,6 +426,37 @@ class TestTerminal:
         terminal.step(self.report(1300))
         assert "1.994 bits/char (val 2.051)  grad" in capsys.readouterr().out
 
+    def test_the_first_steps_show_life(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+        """However slow they are, and however far the first report is."""
+        terminal.stepped(1, 1 / 20000)
+        assert capsys.readouterr().out == ""
+        self.now += REPORT_SECONDS + 0.1
+        terminal.stepped(2, 2 / 20000)
+        terminal.stepped(3, 3 / 20000)
+        assert capsys.readouterr().out == "step 2/20000\n"
+        self.now += REPORT_SECONDS + 0.1
+        terminal.step(self.report(100))
+        assert capsys.readouterr().out.startswith("step 100/20000  1.994 bits/char")
+        self.now += REPORT_SECONDS + 0.1
+        terminal.stepped(101, 101 / 20000)  # from here on, the lines that say more are enough
+        assert capsys.readouterr().out == ""
+
+    def test_a_bar_moves_from_the_first_step(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        with Terminal(config_for(tmp_path, max_steps=100)) as terminal:
+            terminal.stepped(1, 0.01)
+            assert "1%" in (shown := capsys.readouterr().err) and "step 1/100" in shown
+            time.sleep(0.15)
+            terminal.stepped(40, 0.4)
+            assert "40%" in (shown := capsys.readouterr().err) and "step 40/100" in shown
+            terminal.step(dataclasses.replace(self.report(50), progress=0.5))
+            time.sleep(0.15)
+            terminal.stepped(60, 0.6)
+            assert "60%" in (shown := capsys.readouterr().err) and "step 50/100  1.994 bits/char" in shown
+
     def test_without_a_limit_in_steps_the_share_stands_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         terminal = Terminal(config_for(tmp_path, max_steps=None, max_minutes=3))
         terminal._spoke = 0.0
@@ -435,7 +469,9 @@ class TestTerminal:
             ("finished", 1.45, ["after 2,000 steps; best val 1.4400 nats/char (2.0775 bits/char) at step 1,500", "not overfitted"]),
             ("finished", 1.60, ["it has overfitted since (1.6000 at the end)", "charrnn sample runs/a"]),
             ("already_finished", 1.44, ["This run is finished already"]),
-            ("early_stopped", 1.5, ["Stopped early"]),
+            ("early_stopped", 1.5, ["Stopped early at step 2,000, with no better value in the last 500 steps; best val 1.4400"]),
+            ("finished", math.nan, ["at step 1,500, and the last value is not finite; to let it write"]),
+            ("finished", math.inf, ["at step 1,500, and the last value is not finite; to let it write"]),
             ("interrupted", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
             ("terminated", 1.44, ["saved at step 2,000; go on with: charrnn train --config runs/a/config.yaml --resume"]),
             ("diverged", 1.44, ["Gave up at step 2,000"]),
@@ -451,7 +487,14 @@ class TestTerminal:
     def test_a_run_without_a_val_split_says_so(self) -> None:
         from charrnn.training import Outcome
 
-        assert "no value was measured" in summary(Outcome({}, 0, {}, 20, 1.0, Path("runs/a"), "finished"))
+        assert "no value was measured on a val split" in summary(Outcome({}, 0, {}, 20, 1.0, Path("runs/a"), "finished"))
+
+    def test_a_run_whose_values_were_never_finite_says_that(self) -> None:
+        from charrnn.training import Outcome
+
+        said = summary(Outcome({}, 0, {"val_nats_per_char": math.nan, "val_bits_per_char": math.nan}, 20, 1.0, Path("a"), "early_stopped"))
+        assert said.startswith("Stopped early at step 20, with no better value in the last 20 steps; no value on the val split was finite;")
+        assert "no value was measured" not in said
 
 
 class TestBugs:

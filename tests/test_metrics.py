@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from charrnn.metrics import Tally
+from charrnn.metrics import Tally, sayable
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:
@@ -47,3 +47,8 @@ def test_nothing_counted_has_no_mean() -> None:
     for mean in (Tally.nats_per_char, Tally.bits_per_char, Tally.perplexity, Tally.accuracy, Tally.as_metrics):
         with pytest.raises(ValueError, match="no characters were counted"):
             mean(Tally.zero("cpu"))
+
+
+def test_json_cannot_say_what_is_not_finite() -> None:
+    values = {"nats": math.nan, "perplexity": math.inf, "accuracy": 0.5, "step": 3, "file": "a.txt", "bits": None}
+    assert sayable(values) == {"nats": None, "perplexity": None, "accuracy": 0.5, "step": 3, "file": "a.txt", "bits": None}

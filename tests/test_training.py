@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from charrnn import checkpoint, evaluation, lock, training
-from charrnn.checkpoint import load_model, load_state, save_model
+from charrnn.checkpoint import load_model, load_state, save_model, save_state
 from charrnn.config import Config, build_config
 from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
@@ -47,6 +47,7 @@ class Listener:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.steps: list[StepReport] = []
+        self.stepped_to: list[tuple[int, float]] = []
         self.evaluations: list[tuple[dict[str, float], str, bool]] = []
         self.outcomes: list[Outcome] = []
         self._at_step = at_step
@@ -59,6 +60,9 @@ class Listener:
 
     def encoding(self, done: int, total: int) -> None:
         assert 0 <= done <= total
+
+    def stepped(self, step: int, progress: float) -> None:
+        self.stepped_to.append((step, progress))
 
     def step(self, report: StepReport) -> None:
         self.steps.append(report)
@@ -457,8 +461,50 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(settings: Setti
     assert (tmp_path / "run/best.safetensors").exists()
 
 
-def test_resume_without_a_run_starts_one(settings: Settings) -> None:
-    assert train(settings(), resume=True, reporter=Listener()).status == "finished"
+def test_resume_without_a_run_starts_one_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    listener = Listener()
+    assert train(settings(), resume=True, reporter=listener).status == "finished"
+    note = f"{tmp_path / 'run'}: there is nothing to resume yet; the run starts at step 0"
+    assert note in listener.notes
+    again = Listener()
+    assert train(settings(max_steps=30), resume=True, reporter=again).steps == 30
+    assert note not in again.notes
+
+
+@pytest.mark.parametrize("steps, status", [(20, "already_finished"), (30, "finished")])
+def test_a_resumed_run_keeps_its_weights_and_says_so(settings: Settings, tmp_path: Path, steps: int, status: str) -> None:
+    train(settings(), reporter=Listener())
+    train(settings("other"), reporter=Listener())
+    listener = Listener()
+    config, other = settings(max_steps=steps), str(tmp_path / "other")
+    assert train(config, resume=True, init_from=other, reporter=listener).status == status
+    note = f"--init-from {other} has no effect: {tmp_path / 'run'} is resumed with the weights it has"
+    assert note in listener.notes
+    listener = Listener()
+    train(config, overwrite=True, init_from=other, reporter=listener)
+    assert note not in listener.notes
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"patience": 3}, "train.patience has"),
+        ({"schedule": "plateau"}, "train.schedule: plateau has"),
+        ({"patience": 3, "schedule": "plateau"}, "train.patience and train.schedule: plateau have"),
+    ],
+)
+def test_what_needs_a_val_split_says_that_there_is_none(settings: Settings, changes: dict[str, Any], named: str) -> None:
+    note = f"{named} no effect: no value is measured without a val split; raise data.val_fraction or add text"
+    assert note in training.plan(settings(data={"val_fraction": 0.0}, **changes)).notes
+    assert note not in training.plan(settings(**changes)).notes
+    assert not any("no effect" in note for note in training.plan(settings(data={"val_fraction": 0.0})).notes)
+
+
+def test_every_step_is_told_of(settings: Settings) -> None:
+    listener = Listener()
+    train(settings(log_every=1000, evaluate_every=1000, save_every=1000), reporter=listener)
+    assert [step for step, _ in listener.stepped_to] == list(range(1, 21))
+    assert [progress for _, progress in listener.stepped_to] == pytest.approx([step / 20 for step in range(1, 21)])
 
 
 @pytest.mark.parametrize(
@@ -489,6 +535,92 @@ def test_resume_from_a_damaged_state_is_refused_by_name(settings: Settings, tmp_
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"last\.state\.pt: damaged.*--init-from .*last\.safetensors"):
         train(settings(), resume=True, reporter=Listener())
+
+
+FOREIGN: list[tuple[str, Any, str]] = [
+    # what in the state is changed, into what (None: taken out), and what is said of it
+    ("text", None, "it has no text"),
+    ("counters", None, "it has no counters"),
+    ("since_report", ("a", "b", "c"), "since_report.0 is wrong: Input should be an instance of Tensor"),
+    ("since_report", (torch.ones(2),) * 3, "shape '[]' is invalid for input of size 2"),
+    ("counters.step", "many", "counters.step is wrong: Input should be a valid integer"),
+    ("counters.window", -1, "counters.window is wrong: Input should be greater than or equal to 0"),
+    ("counters.seconds", math.nan, "counters.seconds is wrong: Input should be a finite number"),
+    ("counters.best", {"x": 1.0}, "counters.best is wrong: Value error, expected val_bits_per_char and val_nats_per_char"),
+    ("watch.steps", -1, "watch.steps is wrong"),
+    ("pace.chars", "x", "pace.chars is wrong"),
+    ("schedule", [], "schedule is wrong"),
+    ("schedule", {"scale": 1.0}, "it has no 'best'"),
+    ("journals.metrics.jsonl", "x", "journals.metrics.jsonl is wrong"),
+    ("generators", [torch.full((5056,), 255, dtype=torch.uint8)], "Invalid mt19937 state"),
+    ("generators", [torch.zeros(5056)], "RNG state must be a torch.ByteTensor"),
+    ("carried", ((torch.zeros(8, 10),),), "carried: not of the sizes that this model's state has"),
+    ("carried", ((torch.zeros(1, 10), torch.zeros(1, 10)),), "carried: not of the sizes that this model's state has"),
+    ("model.head.bias", None, "model: tensor 'head.bias' is missing; expected shape"),
+    ("model.head.bias", torch.zeros(1), "model: tensor 'head.bias' has shape (1,)"),
+    ("model.head.bias", torch.zeros(3).to_sparse(), "model.head.bias is wrong: Value error, expected a plain tensor"),
+    ("optimizer", {}, "it has no optimizer.state"),
+    ("optimizer.param_groups", [], "optimizer: 0 groups of parameters; expected 2"),
+    ("optimizer.param_groups", [{}, {}], "it has no 'params'"),
+    ("optimizer.state.0.exp_avg_sq", None, "optimizer: it remembers ['exp_avg', 'step']; expected step, exp_avg, exp_avg_sq"),
+    ("optimizer.state.0", {"exp_avg": None}, "optimizer.state.0.exp_avg is wrong"),
+    ("optimizer.state.0.exp_avg", torch.zeros(2), "optimizer: exp_avg has shape (2,) in torch.float32; expected"),
+    ("optimizer.state.0.step", "x", "optimizer.state.0.step is wrong"),
+]
+
+
+def changed(state: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The state with another value in a place, whose name is that of keys put together by points, some of them within keys."""
+    for key in state:
+        if str(key) == place:
+            return {k: v for k, v in state.items() if k != key} | ({} if value is None else {key: value})
+        if place.startswith(f"{key}."):
+            return state | {key: changed(state[key], place.removeprefix(f"{key}."), value)}
+    raise KeyError(place)
+
+
+def test_a_state_that_is_none_of_this_run_gives_one_line(settings: Settings, tmp_path: Path) -> None:
+    train(settings(), reporter=Listener())
+    path = tmp_path / "run/last.state.pt"
+    state = load_state(path)
+    for place, value, fact in FOREIGN:
+        save_state(path, changed(state, place, value))
+        with pytest.raises(CheckpointError) as refused:
+            train(settings(max_steps=30), resume=True, reporter=Listener())
+        said = str(refused.value)
+        assert said.startswith(f"{path}: does not fit this run: ") and fact in said, (place, said)
+        remedy = f"; take the weights only with --init-from {tmp_path / 'run/last.safetensors'}, or start again with --overwrite"
+        assert said.endswith(remedy) and "\n" not in said
+    save_state(path, state)
+    assert train(settings(max_steps=30), resume=True, reporter=Listener()).steps == 30
+
+
+def test_a_state_of_another_kind_of_device_works_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    """A GPU's generator has a state of 16 bytes."""
+    model = {"dropout": {"output": 0.3}}
+    train(settings(model=model), reporter=Listener())
+    path = tmp_path / "run/last.state.pt"
+    save_state(path, changed(load_state(path), "generators", [torch.zeros(16, dtype=torch.uint8)]))
+    listener = Listener()
+    assert train(settings(model=model, max_steps=30), resume=True, reporter=listener).steps == 30
+    assert "resumed on another kind of device: dropout draws anew, so the run is no longer the same to the bit" in listener.notes
+
+
+def test_journals_that_cannot_be_cut_back_give_one_line(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings(), reporter=Listener())
+    journal = tmp_path / "run/metrics.jsonl"
+    journal.write_text(journal.read_text() + "{}\n")
+
+    def denied(path: Any, size: int) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "truncate", denied)
+    with pytest.raises(UserError) as refused:
+        train(settings(max_steps=30), resume=True, reporter=Listener())
+    assert str(refused.value) == (
+        f"{journal}: cannot be cut back to the step that is gone back to: Permission denied; "
+        "make it writable, or start again with --overwrite"
+    )
 
 
 def test_resume_with_another_number_of_shards_works_and_says_so(settings: Settings) -> None:
@@ -809,6 +941,36 @@ def test_sigterm_is_taken_as_ctrl_c(settings: Settings, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_parent_had_ignored_stays_ignored(settings: Settings, number: signal.Signals) -> None:
+    """As of a job that a shell has put into the background, or nohup."""
+
+    def at(report: StepReport) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        outcome = train(settings(), reporter=Listener(at))
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert (outcome.status, outcome.steps) == ("finished", 20)
+
+
+def test_values_that_are_not_finite_are_no_best(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = evaluation.evaluate
+
+    def evaluate(*args: Any) -> Any:
+        found = plain(*args)
+        return dataclasses.replace(found, nats=found.nats * math.nan)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    outcome = train(settings(patience=2), reporter=Listener())
+    assert (outcome.status, outcome.steps, outcome.best, outcome.best_step) == ("early_stopped", 10, {}, 0)
+    assert math.isnan(outcome.last["val_nats_per_char"])
+    assert [line["val_nats_per_char"] for line in metrics(tmp_path / "run") if "val_accuracy" in line] == [None, None]
+
+
 def test_two_jobs_never_share_a_directory(settings: Settings, tmp_path: Path) -> None:
     train(settings("whole", log_every=1), reporter=Listener())
     refused: list[str] = []
@@ -843,3 +1005,37 @@ def test_a_directory_that_cannot_be_written_is_found_before_the_text_is_read(set
     with pytest.raises(UserError, match="no such file"):
         train(settings("new/run", data={"path": "none.txt"}), reporter=Listener())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("fcntl", ["here", "not here"])
+def test_a_directory_that_is_there_and_cannot_be_written(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcntl: str
+) -> None:
+    (tmp_path / "run").mkdir()
+
+    def denied(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock, "open", denied, raising=False)
+    if fcntl == "not here":
+        monkeypatch.setattr(lock, "fcntl", None)
+    with pytest.raises(UserError) as refused:
+        train(settings(), reporter=Listener())
+    assert str(refused.value) == f"{tmp_path / 'run'}: cannot be written: Permission denied; name another directory in `run`"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("what", ["iterdir", "exists"])
+def test_a_directory_that_cannot_be_listed(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    (tmp_path / "run").mkdir()
+    plain = getattr(Path, what)
+
+    def denied(path: Path) -> Any:
+        if path.is_relative_to(tmp_path / "run"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, what, denied)
+    with pytest.raises(UserError) as refused:
+        train(settings(), reporter=Listener())
+    assert str(refused.value) == f"{tmp_path / 'run'}: cannot be read: Permission denied; name another directory in `run`"

@@ -13,12 +13,12 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 import math
 import mmap
 import os
+import secrets
+import shutil
 import sysconfig
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ import numpy.typing as npt
 
 from charrnn.config import DataConfig, user_path
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
-from charrnn.errors import DataError
-
-logger = logging.getLogger(__name__)
+from charrnn.errors import DataError, UserError
+from charrnn.lock import locked
 
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
 BLOCK = 1 << 24  # ids of documents put into their order at a time
+BUILDING = ".building-"  # what a folder is called in which an entry is being made
 FORMAT = 1  # of the cache; a change makes old entries strangers
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
@@ -46,6 +46,7 @@ ENCODINGS = "utf-8, utf-16, gb18030, big5, shift_jis or cp1252"
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Ids = npt.NDArray[Any]
+Stamp = tuple[int, int]  # of a file: bytes, and nanoseconds when it was last written to
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,17 +272,14 @@ def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None)
     entry = cache / _digest(contents, config, seed)
     corpus = _open(entry, contents)
     if corpus is None:
-        _build(files, config, seed, entry, _halves(sum(size for size, _ in stamps) or 1, progress))
-        for path, before, after in zip(files, stamps, _stamps(files)):
-            if before != after:
-                raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
+        _build(files, stamps, config, seed, entry, _halves(sum(size for size, _ in stamps) or 1, progress))
         corpus = _open(entry, contents)
     if corpus is None:
         raise DataError(f"data.cache {cache}: what was written to it cannot be read back; name another directory in data.cache")
     return corpus
 
 
-def _stamps(files: list[Path]) -> list[tuple[int, int]]:
+def _stamps(files: list[Path]) -> list[Stamp]:
     stamps = []
     for path in files:
         try:
@@ -367,20 +365,25 @@ def _forget(mapped: mmap.mmap) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report: Callable[[int], None]) -> None:
+def _build(files: list[Path], stamps: list[Stamp], config: DataConfig, seed: int, entry: Path, report: Callable[[int], None]) -> None:
+    """Make an entry of the cache. `stamps`: of the files, from before the first look into them."""
     cache = entry.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".building-", ignore_cleanup_errors=True) as workshop:
-            made = Path(workshop, "made")
+        _sweep(cache)
+        with _workshop(cache) as workshop:
+            made = workshop / "made"
             made.mkdir()
             _encode(files, config, seed, made, report)
+            for path, before, after in zip(files, stamps, _stamps(files)):
+                if before != after:
+                    raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
             for path in made.iterdir():  # an entry that is there after a power cut is whole
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
             if not _is_whole(entry):  # it may be there, and damaged
                 with contextlib.suppress(FileNotFoundError):
-                    os.replace(entry, Path(workshop, "damaged"))
+                    os.replace(entry, workshop / "damaged")
             try:
                 os.replace(made, entry)
             except OSError:
@@ -389,6 +392,33 @@ def _build(files: list[Path], config: DataConfig, seed: int, entry: Path, report
     except OSError as error:
         remedy = "free some space or name another directory in data.cache"
         raise DataError(f"data.cache {cache}: cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+@contextlib.contextmanager
+def _workshop(cache: Path) -> Iterator[Path]:
+    """A folder to make an entry in. Its lock is there before it and behind it, so who finds a folder that is not locked may sweep it."""
+    folder = cache / (BUILDING + secrets.token_hex(8))
+    with locked(_lock_of(folder)):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # what stays is swept by the next job
+
+
+def _sweep(cache: Path) -> None:
+    """Take away the workshops of jobs that were killed: those whose lock can be had."""
+    for folder in cache.glob(f"{BUILDING}*"):
+        # A UserError: its job is at work. An OSError: it is another user's, and not ours to take away.
+        with contextlib.suppress(UserError, OSError):
+            if folder.is_dir():
+                with locked(_lock_of(folder)) as hindrance:
+                    if not hindrance:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report: Callable[[int], None]) -> None:
@@ -439,8 +469,7 @@ def _is_text(path: Path, encoding: str) -> bool:
     try:
         for _ in read_text(path, encoding):
             pass
-    except DataError as error:
-        logger.info("left out: %s", error)
+    except DataError:
         return False
     return True
 

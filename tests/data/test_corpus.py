@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
-import logging
 import os
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from charrnn import lock
 from charrnn.config import DataConfig
 from charrnn.data import corpus
 from charrnn.data.corpus import find_files, load_corpus
@@ -233,6 +236,9 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"text.txt: changed while it was read; start again when nothing writes to it"):
         corpus_of(tmp_path, VERSE, progress=append)
+    path.write_text(VERSE)  # what was read in between is found nowhere, not even by who has the old text again
+    assert whole(load_corpus(settings(path, cache=str(tmp_path / "cache")), 1)) == VERSE
+    assert len(entries(tmp_path)) == 1
 
 
 def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
@@ -266,17 +272,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("documents", ["none", "files"])
-def test_a_broken_file_of_the_library_is_left_out_whole(
-    tmp_path: Path, library: Path, caplog: pytest.LogCaptureFixture, documents: str
-) -> None:
+def test_a_broken_file_of_the_library_is_left_out_whole(tmp_path: Path, library: Path, documents: str) -> None:
     config = DataConfig.model_validate({"source": "python-stdlib", "cache": str(tmp_path / "cache"), "documents": documents})
-    with caplog.at_level(logging.INFO):
-        loaded = load_corpus(config, 1)
+    loaded = load_corpus(config, 1)
     files = {"import os\n" * 9, "import re\n" * 9}
     assert whole(loaded) == "".join(sorted(files)) if documents == "none" else set(whole(loaded).split("⏹")) == files | {""}
     assert loaded.files == 2
     assert "y" not in loaded.vocabulary
-    assert "broken.py: not utf-8 at byte 99" in caplog.text
 
 
 def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +410,48 @@ def test_two_builders_at_once(tmp_path: Path, damaged: bool) -> None:
     outputs = [job.communicate(timeout=60)[0] for job in jobs]
     assert outputs == [f"{len(VERSE) * 999}\n"] * 2
     assert len(entries(tmp_path)) == 1
+
+
+@contextlib.contextmanager
+def building(path: Path, ready: Path, go: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has begun to build and waits for `go`."""
+    command = [sys.executable, "-c", BUILD, *map(str, (path, path.parent / "cache", ready, go))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        try:
+            while not ready.exists() and job.poll() is None:
+                time.sleep(0.01)
+            yield job
+        finally:
+            job.kill()
+
+
+def test_what_killed_jobs_leave_is_taken_away_and_what_live_ones_build_is_not(tmp_path: Path) -> None:
+    path, cache = tmp_path / "text.txt", tmp_path / "cache"
+    path.write_text(VERSE)
+    (tmp_path / "other.txt").write_text(VERSE * 2)
+    with building(path, tmp_path / "begun", tmp_path / "never"):
+        pass
+    (dead,) = (folder for folder in cache.glob(".building-*") if folder.is_dir())
+    with building(path, tmp_path / "begun again", tmp_path / "go") as live:
+        assert not dead.exists()
+        (workshop,) = (folder for folder in cache.glob(".building-*") if folder.is_dir())
+        load_corpus(settings(tmp_path / "other.txt"), 1)
+        assert workshop.is_dir()
+        (tmp_path / "go").touch()
+        assert live.communicate(timeout=60)[0] == f"{len(VERSE)}\n"
+    assert len(entries(tmp_path)) == 2 and not list(cache.glob(".*"))
+
+
+def test_where_there_are_no_locks_nothing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell then whether its job lives."""
+    left = tmp_path / "cache/.building-0"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(lock, "fcntl", None)
+    assert whole(corpus_of(tmp_path, VERSE)) == VERSE
+    assert left.is_dir()
+    monkeypatch.undo()
+    corpus_of(tmp_path, VERSE * 2)
+    assert not left.exists() and not list((tmp_path / "cache").glob(".*"))
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
