@@ -33,7 +33,8 @@ LEFT = {
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data tasks",
     "generation": "data sampling constraints",
-    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation",
+    "finetuning": "config data models checkpoint",
+    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation finetuning",
     "cli": "config device ops models data checkpoint sampling training evaluation generation",
     "__main__": "cli",
 }
