@@ -53,6 +53,9 @@ app = typer.Typer(
     },
 )
 
+data = typer.Typer(help="Texts to learn from: fetch public ones.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
 Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
@@ -247,6 +250,37 @@ def backends() -> None:
                 answers.append(f"no: {reason}" if reason else "yes, auto" if choose(request) is backend(name) else "yes")
             typer.echo(f"{cell:<10}{name:<12}" + "".join(f"{answer:<20}" for answer in answers).rstrip())
     typer.echo("`auto` marks what model.backend: auto takes in fp32.")
+
+
+@data.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="a corpus of the table; left out, the table", show_default=False)] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where its texts go; data/downloads/NAME by default")] = None,
+) -> None:
+    """Fetch a public corpus, verified and unpacked."""
+    from charrnn import fetching
+
+    if name is None:
+        for key, source in fetching.SOURCES.items():
+            size = f"{source.size:,} bytes" if source.size else "size not known"
+            typer.echo(f"{key:<17}{source.about}\n{'':<17}{size}, {source.licence}, {source.address}")
+            typer.echo(f"{'':<17}SHA-256 {source.sha256 or 'not known: what comes cannot be verified'}")
+        return
+    source = fetching.source_of(name)
+    into = to or Path("data/downloads", name)
+    with _bar("B", source.size) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total or bar.total
+            bar.update(done - bar.n)
+
+        found = fetching.fetch(source, into, progress)
+    came = f"{found.size:,} bytes from {source.address}" if found.fresh else f"all there already, from {source.address}"
+    typer.echo(f"{name}: {came}; {source.licence}")
+    sure = "as it should be" if found.verified else "which could not be verified, for no sum to compare it with is known"
+    typer.echo(f"SHA-256 {found.sha256}, {sure}")
+    place = into if len(found.files) > 1 else found.files[0]
+    typer.echo(f"{len(found.files):,} {'file' if len(found.files) == 1 else 'files'}: --set data.path={shlex.quote(str(place))}")
 
 
 class Terminal:

@@ -73,7 +73,7 @@ def _sources(old: Vocabulary, new: Vocabulary) -> Tensor:
     return torch.tensor(symbols + [old.id(character) for character in new.characters])
 
 
-def report(loaded: Loaded, corpus: Corpus, documents: str) -> str:
+def report(loaded: Loaded, corpus: Corpus) -> str:
     """What became of the model's characters, in one line."""
     old, new = loaded.vocabulary, corpus.vocabulary
     added = [character for character in new.characters if character not in old]
@@ -86,7 +86,7 @@ def report(loaded: Loaded, corpus: Corpus, documents: str) -> str:
     ]
     if old.end is None and new.end is not None:
         parts.append("the end of a document is new to it")
-    elif old.end is not None and documents == "none":
+    elif old.end is not None and not corpus.documents:
         parts.append("it keeps its end of a document, though the new text is one stream without any")
     return f"{loaded.path}: " + ", ".join(parts)
 

@@ -147,7 +147,7 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     run.make(config, resume=state is not None)
     if weights is not None:
         trainer.save()  # a run that is lost before its first save would else begin again without these weights
-    begun_with = [finetuning.report(weights, task.corpus, config.data.documents)] if weights is not None else []
+    begun_with = [finetuning.report(weights, task.corpus)] if weights is not None else []
     for note in (trainer.plan.summary(), *begun_with, *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:
@@ -167,7 +167,7 @@ def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | N
     planned = describe(task, task.model(), device)
     if weights is None:
         return planned
-    return replace(planned, notes=[finetuning.report(weights, task.corpus, config.data.documents), *planned.notes])
+    return replace(planned, notes=[finetuning.report(weights, task.corpus), *planned.notes])
 
 
 class Trainer:

@@ -28,6 +28,7 @@ LEFT = {
     "run_directory": "config lock checkpoint",
     "sampling": "data",
     "constraints": "",
+    "fetching": "lock",
     "tasks": "config metrics ops layers models data sampling",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
@@ -35,7 +36,7 @@ LEFT = {
     "generation": "data sampling constraints",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation finetuning",
-    "cli": "config device ops models data checkpoint sampling training evaluation generation",
+    "cli": "config device ops models data checkpoint sampling training evaluation generation fetching",
     "__main__": "cli",
 }
 

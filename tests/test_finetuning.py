@@ -270,6 +270,6 @@ def test_a_character_that_stands_twice_is_refused() -> None:
 def test_the_count_is_of_the_models_characters(settings: Settings, tmp_path: Path) -> None:
     loaded = model_of(Vocabulary(SYMBOLS[:1], "q"), tmp_path / "m.safetensors")
     config = prepare(settings("old", model={"embedding_size": 64}), loaded)
-    said = report(loaded, load_corpus(config.data, config.seed), "none")
+    said = report(loaded, load_corpus(config.data, config.seed))
     examples_ = "'\\n' ' ' ',' '.' 'a' 'c' 'd' 'e' …"
     assert said == f"{loaded.path}: kept 1 character, added 16 ({examples_}), 1 of the old do not occur in the new text"
