@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from charrnn.config import Config
     from charrnn.data.corpus import Corpus
     from charrnn.evaluation import Window
+    from charrnn.inspecting import Inspection
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
@@ -53,7 +54,7 @@ app = typer.Typer(
     },
 )
 
-data = typer.Typer(help="Texts to learn from: fetch public ones.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(help="Texts to learn from: fetch public ones, look into your own.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
 
 Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
@@ -283,6 +284,33 @@ def fetch(
     typer.echo(f"{len(found.files):,} {'file' if len(found.files) == 1 else 'files'}: --set data.path={shlex.quote(str(place))}")
 
 
+@data.command()
+def inspect(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="files, directories or globs, as in data.path")],
+    set_: Overrides = None,
+    seed: Annotated[int, typer.Option(help="which documents are shown")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show what a text is made of, and three documents of it as a model would read them."""
+    from dataclasses import asdict
+
+    from charrnn.config import build_config
+    from charrnn.inspecting import inspect as look
+
+    path = paths[0] if len(paths) == 1 else paths
+    config = build_config({"data": {"path": path}, "train": {"max_steps": 1}}, "charrnn data inspect", set_ or [])
+    with _bar(" chars", None) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done - bar.n)
+
+        found = look(config.data, seed, progress)
+    if as_json:
+        typer.echo(json.dumps({"path": path, **asdict(found)}, ensure_ascii=False))
+        return
+    _print_inspection(_source(config), found)
+
+
 class Terminal:
     """What a person sees of a run: a bar on a terminal, a line now and then elsewhere. The Reporter of training."""
 
@@ -395,6 +423,37 @@ def _print_plan(plan: Plan) -> None:
         typer.echo(note)
     for warning in plan.warnings:
         _warn(warning)
+
+
+def _print_inspection(name: str, found: Inspection) -> None:
+    files = f"{found.files:,} {'file' if found.files == 1 else 'files'}, {found.bytes:,} bytes"
+    form = "plain text, one stream" if found.is_stream else ", ".join(dict.fromkeys(found.formats))
+    typer.echo(f"{name}: {files}, {form}, {', '.join(dict.fromkeys(found.encodings))}")
+    typer.echo(f"characters  {found.characters:,}, {found.vocabulary_size:,} distinct, {found.once:,} of them occur once")
+    typer.echo("rarest      " + ", ".join(f"{_shown(character)} {count:,}" for character, count in found.rarest))
+    for strange in found.strange:
+        code = f"U+{ord(strange.character):04X}"
+        seen = "" if _shown(strange.character) == code else f" {strange.character}"
+        typer.echo(f"strange     {code}{seen} {strange.count:,} times: {strange.why}")
+    if not found.is_stream:
+        typer.echo(f"documents   {found.documents:,}, {found.duplicates:,} of them copies of an earlier one")
+        typer.echo(f"lengths     {found.shortest:,} to {found.longest:,} characters, half of them up to {found.median:,}")
+        most = max(count for _, _, count in found.lengths)
+        for first, last, count in found.lengths:
+            typer.echo(f"{f'{first:,}–{last:,}':>21}  {count:>11,}  {'#' * math.ceil(40 * count / most)}")
+        if found.forms:
+            in_form = sum(count for _, count in found.forms)
+            shares = ", ".join(f"{form} {count:,} ({count / found.documents:.1%})" for form, count in found.forms[:8])
+            typer.echo(f"forms       {in_form:,} ({in_form / found.documents:.1%}) are regular verse: {shares}")
+    for sample in found.samples:
+        what = f"from character {sample.number:,} on" if found.is_stream else f"document {sample.number:,}"
+        typer.echo(f"--- {what}, {len(sample.text):,} characters ---")
+        typer.echo("\n".join(map(printable, sample.text.split("\n"))))
+
+
+def _shown(character: str) -> str:
+    """A character, or its number where it cannot be seen."""
+    return character if character.isprintable() and character.strip() else f"U+{ord(character):04X}"
 
 
 def _load(model: str | None, device: str) -> tuple[Loaded, nn.Module]:

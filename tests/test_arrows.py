@@ -23,6 +23,7 @@ LEFT = {
     "layers": "ops",
     "models": "config ops layers",
     "data": "config",
+    "inspecting": "config data",
     "optimization": "config",
     "checkpoint": "config data models",
     "run_directory": "config lock checkpoint",
@@ -36,7 +37,7 @@ LEFT = {
     "generation": "data sampling constraints",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation finetuning",
-    "cli": "config device ops models data checkpoint sampling training evaluation generation fetching",
+    "cli": "config device ops models data checkpoint sampling training evaluation generation fetching inspecting",
     "__main__": "cli",
 }
 
