@@ -185,19 +185,6 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         raise CheckpointError(f"{place}tensor {short(strangers[0])} has no place in the model that the config describes")
 
 
-def refuse_vocabulary(loaded: Loaded, vocabulary: Vocabulary) -> None:
-    """Raises CheckpointError naming the characters in which a model differs from a text that is to be trained on."""
-    if loaded.vocabulary == vocabulary:
-        return
-    new = [c for c in vocabulary.characters if c not in loaded.vocabulary]
-    gone = [c for c in loaded.vocabulary.characters if c not in vocabulary]
-    parts = [f"the text has {len(new)} characters that it does not know ({_some(new)})"] if new else []
-    parts += [f"it knows {len(gone)} characters that the text lacks ({_some(gone)})"] if gone else []
-    parts += ["one of them was made for documents and the other for a stream"] if not parts else []
-    remedy = "train on the text it was made for, or without --init-from"
-    raise CheckpointError(f"{loaded.path}: cannot start from it: {', and '.join(parts)}; {remedy}")
-
-
 def build_model(loaded: Loaded) -> nn.Module:
     """The model of a file on the device its weights are on, ready to be used: eval mode, no gradients."""
     device = next(iter(loaded.weights.values())).device
@@ -290,7 +277,3 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-def _some(characters: list[str]) -> str:
-    return " ".join(map(repr, characters[:8])) + (" …" if len(characters) > 8 else "")

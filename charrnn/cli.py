@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from charrnn.config import Config
     from charrnn.data.corpus import Corpus
     from charrnn.evaluation import Window
+    from charrnn.inspecting import Inspection
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
@@ -53,6 +54,9 @@ app = typer.Typer(
     },
 )
 
+data = typer.Typer(help="Texts to learn from: fetch public ones, look into your own.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
 Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
@@ -64,7 +68,7 @@ def train(
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run where it was stopped")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run directory")] = False,
-    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="begin with the weights of another model")] = None,
+    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="go on from another model, with new characters too")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; the config's by default")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the configuration with all defaults, and stop")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read the text, print sizes and warnings, and stop")] = False,
@@ -80,7 +84,7 @@ def train(
 
     if dry_run:
         with Terminal(settings) as terminal:
-            planned = training.plan(settings, terminal)
+            planned = training.plan(settings, terminal, init_from=init_from)
         _print_plan(planned)
         return
     with Terminal(settings) as terminal:
@@ -250,6 +254,64 @@ def backends() -> None:
     typer.echo("`auto` marks what model.backend: auto takes in fp32.")
 
 
+@data.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="a corpus of the table; left out, the table", show_default=False)] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where its texts go; data/downloads/NAME by default")] = None,
+) -> None:
+    """Fetch a public corpus, verified and unpacked."""
+    from charrnn import fetching
+
+    if name is None:
+        for key, source in fetching.SOURCES.items():
+            size = f"{source.size:,} bytes" if source.size else "size not known"
+            typer.echo(f"{key:<17}{source.about}\n{'':<17}{size}, {source.licence}, {source.address}")
+            typer.echo(f"{'':<17}SHA-256 {source.sha256 or 'not known: what comes cannot be verified'}")
+        return
+    source = fetching.source_of(name)
+    into = to or Path("data/downloads", name)
+    with _bar("B", source.size) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total or bar.total
+            bar.update(done - bar.n)
+
+        found = fetching.fetch(source, into, progress)
+    came = f"{found.size:,} bytes from {source.address}" if found.fresh else f"all there already, from {source.address}"
+    typer.echo(f"{name}: {came}; {source.licence}")
+    sure = "as it should be" if found.verified else "which could not be verified, for no sum to compare it with is known"
+    typer.echo(f"SHA-256 {found.sha256}, {sure}")
+    place = into if len(found.files) > 1 else found.files[0]
+    typer.echo(f"{len(found.files):,} {'file' if len(found.files) == 1 else 'files'}: --set data.path={shlex.quote(str(place))}")
+
+
+@data.command()
+def inspect(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="files, directories or globs, as in data.path")],
+    set_: Overrides = None,
+    seed: Annotated[int, typer.Option(help="which documents are shown")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show what a text is made of, and three documents of it as a model would read them."""
+    from dataclasses import asdict
+
+    from charrnn.config import build_config
+    from charrnn.inspecting import inspect as look
+
+    path = paths[0] if len(paths) == 1 else paths
+    config = build_config({"data": {"path": path}, "train": {"max_steps": 1}}, "charrnn data inspect", set_ or [])
+    with _bar(" chars", None) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done - bar.n)
+
+        found = look(config.data, seed, progress)
+    if as_json:
+        typer.echo(json.dumps({"path": path, **asdict(found)}, ensure_ascii=False))
+        return
+    _print_inspection(_source(config), found)
+
+
 class Terminal:
     """What a person sees of a run: a bar on a terminal, a line now and then elsewhere. The Reporter of training."""
 
@@ -381,6 +443,37 @@ def _print_plan(plan: Plan) -> None:
         typer.echo(note)
     for warning in plan.warnings:
         _warn(warning)
+
+
+def _print_inspection(name: str, found: Inspection) -> None:
+    files = f"{found.files:,} {'file' if found.files == 1 else 'files'}, {found.bytes:,} bytes"
+    form = "plain text, one stream" if found.is_stream else ", ".join(dict.fromkeys(found.formats))
+    typer.echo(f"{name}: {files}, {form}, {', '.join(dict.fromkeys(found.encodings))}")
+    typer.echo(f"characters  {found.characters:,}, {found.vocabulary_size:,} distinct, {found.once:,} of them occur once")
+    typer.echo("rarest      " + ", ".join(f"{_shown(character)} {count:,}" for character, count in found.rarest))
+    for strange in found.strange:
+        code = f"U+{ord(strange.character):04X}"
+        seen = "" if _shown(strange.character) == code else f" {strange.character}"
+        typer.echo(f"strange     {code}{seen} {strange.count:,} times: {strange.why}")
+    if not found.is_stream:
+        typer.echo(f"documents   {found.documents:,}, {found.duplicates:,} of them copies of an earlier one")
+        typer.echo(f"lengths     {found.shortest:,} to {found.longest:,} characters, half of them up to {found.median:,}")
+        most = max(count for _, _, count in found.lengths)
+        for first, last, count in found.lengths:
+            typer.echo(f"{f'{first:,}–{last:,}':>21}  {count:>11,}  {'#' * math.ceil(40 * count / most)}")
+        if found.forms:
+            in_form = sum(count for _, count in found.forms)
+            shares = ", ".join(f"{form} {count:,} ({count / found.documents:.1%})" for form, count in found.forms[:8])
+            typer.echo(f"forms       {in_form:,} ({in_form / found.documents:.1%}) are regular verse: {shares}")
+    for sample in found.samples:
+        what = f"from character {sample.number:,} on" if found.is_stream else f"document {sample.number:,}"
+        typer.echo(f"--- {what}, {len(sample.text):,} characters ---")
+        typer.echo("\n".join(map(printable, sample.text.split("\n"))))
+
+
+def _shown(character: str) -> str:
+    """A character, or its number where it cannot be seen."""
+    return character if character.isprintable() and character.strip() else f"U+{ord(character):04X}"
 
 
 def _load(model: str | None, device: str) -> tuple[Loaded, nn.Module]:

@@ -33,6 +33,15 @@ def _text(value: str) -> str:
     return value
 
 
+def _distinct(value: str) -> str:
+    seen: set[str] = set()
+    for character in value:
+        if character in seen:
+            raise ValueError(f"{short(value)} is not valid; expected each character once, and {short(character)} stands there twice")
+        seen.add(character)
+    return value
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Count = Annotated[int, Field(gt=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -89,6 +98,8 @@ def _cache() -> str:
 class VocabularyConfig(Section):
     max_size: Count | None = None  # keep the most frequent characters
     min_count: Count = 1  # drop characters seen fewer times
+    include: Annotated[str, AfterValidator(_distinct)] = ""  # these first, seen or not; --init-from adds what its model knows
+    end: bool = False  # has a symbol for the end of a document even where the text is a stream; --init-from sets it likewise
 
 
 class DataConfig(Section):
@@ -266,6 +277,14 @@ _Dumper.yaml_implicit_resolvers = {
     first: [*yaml.SafeLoader.yaml_implicit_resolvers.get(first, []), *resolvers]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text that is not plain to the eye in double quotes, with escapes: PyYAML reads some line ends otherwise than it writes them."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def parse_yaml(text: str) -> Any:

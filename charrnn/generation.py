@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from charrnn.constraints import Constraint
 from charrnn.data.vocabulary import Primed, Vocabulary, encode_prime
 from charrnn.errors import UserError
 from charrnn.sampling import SamplingOptions, expect, filter_logits, opening, run_on, sample
@@ -56,12 +57,13 @@ def generate(
     stop: Sequence[str] = (),
     continue_documents: bool = False,
     separator: str = "\n\n",
+    constraints: Sequence[Constraint] = (),
 ) -> Iterator[list[str]]:
     """Write on from a prime. Yields, step by step, what each of `num_samples` texts grows by; "" for one that is over.
 
     A text is over after `length` new characters, when it ends with one of `stop` (which it keeps), or with its document.
     With `continue_documents` the end of a document is written as `separator` and the next one begins. `unknown` is never
-    written, and a document is never empty.
+    written, and a document is never empty. Where there are `constraints`, one a sample, each text stays within its own.
 
     All samples are one batch. Sample i draws from a generator of its own, so it does not depend on how many there are.
     The model is in eval mode from the first step to the last and then again as it was.
@@ -76,7 +78,7 @@ def generate(
     generators = [torch.Generator().manual_seed(_seed(seed, i)) for i in range(num_samples)]
     texts = [_Text(length, tuple(stop)) for _ in range(num_samples)]
     between = separator if continue_documents else None
-    return _steps(model, vocabulary, list(prime_ids), options, generators, texts, between)
+    return _steps(model, vocabulary, list(prime_ids), options, generators, texts, between, constraints)
 
 
 def _seed(seed: int, i: int) -> int:
@@ -113,6 +115,7 @@ def _steps(
     generators: list[torch.Generator],
     texts: list[_Text],
     separator: str | None,
+    constraints: Sequence[Constraint],
 ) -> Iterator[list[str]]:
     remembers = options.repetition_penalty != 1 or options.no_repeat_ngram > 0
     history = [list(prime_ids) for _ in texts]
@@ -125,8 +128,13 @@ def _steps(
             raise UserError(f"the model answers with numbers that are not finite; expected finite logits; {remedy}")
         if end is not None and any(empty):
             scores[empty, end] = -math.inf
+        for row, text, constraint in zip(scores, texts, constraints):
+            if not text.over and (mask := constraint.allowed()) is not None:
+                row.masked_fill_(~mask, -math.inf)
         return sample(filter_logits(scores, options, history, (vocabulary.unknown,)), options, generators)
 
+    for text, constraint in zip(texts, constraints):
+        text.over = text.over or constraint.over
     if all(text.over for text in texts):
         return
     with closing(run_on(model, opening(vocabulary, prime_ids), len(texts), choose)) as draws:
@@ -147,6 +155,10 @@ def _steps(
                 else:
                     text.over = True
                     pieces.append("")
+            for text, constraint, id_ in zip(texts, constraints, drawn.tolist()):
+                if not text.over:
+                    constraint.advance(id_)
+                    text.over = constraint.over
             yield pieces
             if all(text.over for text in texts):
                 return

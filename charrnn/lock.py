@@ -18,10 +18,10 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[str]:
+def locked(path: Path, setting: str = "`run`") -> Iterator[str]:
     """Hold the file `path` as the lock of the directory it is in. Yields what stands in the way, where the system cannot lock.
 
-    Raises UserError naming who holds it, and OSError where the file cannot be written.
+    Raises UserError naming who holds it and the setting that names the directory, and OSError where the file cannot be written.
     """
     if fcntl is None:
         with open(path, "ab"):  # whether it can be written is asked here too
@@ -29,7 +29,7 @@ def locked(path: Path) -> Iterator[str]:
         path.unlink(missing_ok=True)
         yield "this system has no file locks"
         return
-    file, hindrance = _take(path)
+    file, hindrance = _take(path, setting)
     with file:
         try:
             yield hindrance
@@ -37,7 +37,7 @@ def locked(path: Path) -> Iterator[str]:
             path.unlink(missing_ok=True)  # while it is held: who has opened it by now sees that it is gone
 
 
-def _take(path: Path) -> tuple[BinaryIO, str]:
+def _take(path: Path, setting: str) -> tuple[BinaryIO, str]:
     while True:
         file = open(path, "a+b")
         try:
@@ -51,7 +51,7 @@ def _take(path: Path) -> tuple[BinaryIO, str]:
             file.seek(0)
             holder = file.read(200).decode(errors="replace") or "another process"
             file.close()
-            raise UserError(f"{path.parent}: {holder} is at work in it; wait for its end or name another directory in `run`") from None
+            raise UserError(f"{path.parent}: {holder} is at work in it; wait for its end or name another directory in {setting}") from None
         except OSError as error:  # of a network file system that was mounted without locks
             return file, f"it cannot be locked ({error.strerror or error})"
         file.close()

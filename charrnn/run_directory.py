@@ -12,7 +12,7 @@ from typing import Any
 from charrnn import __version__
 from charrnn.checkpoint import WriteError, write_atomically
 from charrnn.config import Config, load_config
-from charrnn.errors import UserError
+from charrnn.errors import UserError, short
 from charrnn.lock import locked
 from charrnn.metrics import sayable
 
@@ -58,6 +58,15 @@ class RunDirectory:
         foreign = [p.name for p in self.path.iterdir() if not _is_partial(p) and p.name != LOCK] if self.path.exists() else []
         if foreign:
             raise UserError(f"{self.path}: is not a run and not empty (it holds {foreign[0]!r}); name another directory in `run`")
+
+    def settled(self, config: Config) -> Config:
+        """With what the run settled at its beginning, where `config` says nothing of it: the characters it began with."""
+        wanted = config.data.vocabulary
+        if not self.config.exists() or wanted.include or wanted.end:
+            return config
+        begun = load_config(self.config).data.vocabulary
+        vocabulary = wanted.model_copy(update={"include": begun.include, "end": begun.end})
+        return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
 
     def _refuse_to_lose_models(self) -> None:
         # Without models nothing was lost but some steps, and a job that is started again with --resume begins anew.
@@ -140,7 +149,7 @@ def refuse_changes(before: Config, now: Config, place: str) -> None:
         fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
         if fixed and key not in FREE and old.get(key) != new.get(key):
             raise UserError(
-                f"{place}: cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
+                f"{place}: cannot resume: {key} was {short(old.get(key))} and is now {short(new.get(key))}; "
                 f"set it back, or start another run with --init-from {place}"
             )
 

@@ -9,12 +9,13 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
+from charrnn import finetuning
 from charrnn.checkpoint import (
     Loaded,
     WriteError,
@@ -23,7 +24,6 @@ from charrnn.checkpoint import (
     find_model,
     load_model,
     load_state,
-    refuse_vocabulary,
     save_model,
     save_state,
     unfit_state,
@@ -102,6 +102,8 @@ class Astray(Exception):
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter) -> Outcome:
     """Train what `config` describes into its run directory. Raises UserError for what the user can mend."""
     run = RunDirectory(user_path(config.run, "run"))
+    if resume:
+        config = run.settled(config)
     run.refuse(config, resume=resume, overwrite=overwrite)
     with run.held() as hindrance:
         run.refuse(config, resume=resume, overwrite=overwrite)  # another job may have been there in between
@@ -112,13 +114,15 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, init
 
 def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | None, reporter: Reporter) -> Outcome:
     device = resolve_device(config.device)
-    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
     state = load_state(run.state) if resume and run.state.exists() else None
     if resume and state is None:
         reporter.note(f"{run.path}: there is nothing to resume yet; the run starts at step 0")
     if init_from and state is not None:
         reporter.note(f"--init-from {init_from} has no effect: {run.path} is resumed with the weights it has")
     weights = load_model(find_model(init_from)) if init_from and state is None else None
+    if weights is not None:
+        config = finetuning.prepare(config, weights)
+    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
     trainer = Trainer(task, run, reporter, device)
     if weights is not None:
         trainer.begin_with(weights)
@@ -128,7 +132,10 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
             reporter.done(ended)
             return ended
     run.make(config, resume=state is not None)
-    for note in (trainer.plan.summary(), *trainer.plan.notes):
+    if weights is not None:
+        trainer.save()  # a run that is lost before its first save would else begin again without these weights
+    begun_with = [finetuning.report(weights, task.corpus)] if weights is not None else []
+    for note in (trainer.plan.summary(), *begun_with, *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:
         reporter.warn(warning)
@@ -137,11 +144,17 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     return outcome
 
 
-def plan(config: Config, reporter: Reporter | None = None) -> Plan:
+def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | None = None) -> Plan:
     """What `train` would do, without doing it."""
     device = resolve_device(config.device)
+    weights = load_model(find_model(init_from)) if init_from else None
+    if weights is not None:
+        config = finetuning.prepare(config, weights)
     task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding if reporter else None))
-    return describe(task, task.model(), device)
+    planned = describe(task, task.model(), device)
+    if weights is None:
+        return planned
+    return replace(planned, notes=[finetuning.report(weights, task.corpus), *planned.notes])
 
 
 class Trainer:
@@ -434,13 +447,11 @@ class Trainer:
                 raise ValueError("carried: not of the sizes that this model's state has")
 
     def begin_with(self, loaded: Loaded) -> None:
-        """Start from the weights of another model. Raises CheckpointError where they do not fit."""
-        refuse_vocabulary(loaded, self.task.vocabulary)
-        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        check_shapes({name: tuple(w.shape) for name, w in loaded.weights.items()}, expected, f"{loaded.path}: ")
-        copy_weights(loaded.weights, self.model)
+        """Start from the weights of another model, for which `prepare` has made the configuration."""
+        weights = finetuning.widen(loaded, self.task.vocabulary)
+        copy_weights(weights, self.model)
         if self.average:
-            copy_weights(loaded.weights, self.average.model)
+            copy_weights(weights, self.average.model)
 
     def already_finished(self) -> Outcome | None:
         return self._outcome("already_finished") if self._ended() and self.counters.evaluated == self.counters.step else None

@@ -20,7 +20,6 @@ from charrnn.checkpoint import (
     find_model,
     load_model,
     load_state,
-    refuse_vocabulary,
     save_model,
     save_state,
     write_atomically,
@@ -276,13 +275,3 @@ def test_find_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("runs/poem")
     with pytest.raises(UserError, match=r"poems: no such run or model file; did you mean 'runs/poems'\?"):
         find_model("poems")
-
-
-def test_a_model_of_other_characters_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "m.safetensors")
-    loaded = load_model(tmp_path / "m.safetensors")
-    refuse_vocabulary(loaded, VOCABULARY)
-    with pytest.raises(CheckpointError, match=r"1 characters that it does not know \('z'\), and it knows 1 .* lacks \('a'\)"):
-        refuse_vocabulary(loaded, Vocabulary(SYMBOLS[:1], "\n bcz龍"))
-    with pytest.raises(CheckpointError, match="made for documents"):
-        refuse_vocabulary(loaded, Vocabulary(SYMBOLS, VOCABULARY.characters))

@@ -388,6 +388,14 @@ class TestTrain:
         assert run("train", "--config", config, "--overwrite").code == 0
         assert run("train", "--config", config, "--resume", "--set", f"run={directory.parent / 'new'}").code == 0  # as demo.sh begins
 
+    @pytest.mark.parametrize("only", [[], ["--dry-run"]], ids=["train", "dry run"])
+    def test_going_on_from_a_model_says_what_it_keeps_and_adds(self, run: Run, config: Path, model: Path, only: list[str]) -> None:
+        (config.parent / "text.txt").write_text("Zwölf Boxkämpfer!\n" * 60, encoding="utf-8")
+        said = run("train", "--config", config, "--init-from", model, *only)
+        assert said.code == 0
+        assert f"{model}: kept 30 characters, added 5 ('!' 'B' 'Z' 'ä' 'ö'), 18 of the old do not occur in the new text\n" in said.out
+        assert "vocabulary 36," in said.out
+
     def test_dry_run_writes_nothing(self, run: Run, config: Path) -> None:
         said = run("train", "--config", config, "--dry-run")
         assert said.code == 0 and "parameters" in said.out and "characters" in said.out

@@ -631,17 +631,11 @@ def test_resume_with_another_number_of_shards_works_and_says_so(settings: Settin
     assert any("another number of shards" in note for note in listener.notes)
 
 
-def test_init_from_takes_weights_only(settings: Settings, tmp_path: Path, text: Path) -> None:
+def test_init_from_takes_weights_only(settings: Settings, tmp_path: Path) -> None:
     first = train(settings("first", max_steps=60, learning_rate=0.02), reporter=Listener())
     second = Listener()
     train(settings("second", max_steps=1, learning_rate=1e-6), init_from=str(tmp_path / "first"), reporter=second)
     assert second.evaluations[0][0]["val_nats_per_char"] == pytest.approx(first.best["val_nats_per_char"], abs=0.01)
-    with pytest.raises(CheckpointError, match=r"tensor '.*' has shape .*; the config asks for"):
-        train(settings("third", model={"hidden_size": 11}), init_from=str(tmp_path / "first"), reporter=Listener())
-    text.write_text(text.read_text() + "zebra")
-    with pytest.raises(CheckpointError, match=r"cannot start from it: the text has 3 characters that it does not know \('b' 'r' 'z'\)"):
-        train(settings("fourth"), init_from=str(tmp_path / "first"), reporter=Listener())
-    assert not (tmp_path / "fourth").exists()
 
 
 def test_a_full_disk_is_a_warning_and_at_the_end_an_error(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ class Corpus:
     ranges: dict[str, tuple[int, int]]
     documents: int  # 0 for a stream
     unknown: int  # characters outside the vocabulary
+    absent: str  # the characters of data.vocabulary.include that the text lacks
     files: int  # that were text
     contents: str  # a hash of the files' bytes, wherever they lie
     mapped: mmap.mmap
@@ -339,6 +340,7 @@ def _open(entry: Path, contents: str) -> Corpus | None:
             ranges={split: (int(meta["ranges"][split][0]), int(meta["ranges"][split][1])) for split in SPLITS},
             documents=int(meta["documents"]),
             unknown=int(meta["unknown"]),
+            absent=str(meta["absent"]),
             files=int(meta["files"]),
             contents=contents,
             mapped=mapped,
@@ -460,6 +462,7 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
         "ranges": ranges,
         "documents": documents,
         "unknown": unknown,
+        "absent": "".join(character for character in config.vocabulary.include if not histogram[ord(character)]),
         "files": len(files),
     }
     (into / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -499,9 +502,10 @@ def _vocabulary(histogram: npt.NDArray[np.int64], config: DataConfig, name: str)
         raise DataError(f"{name}: holds halves of characters (surrogates) in {config.encoding}; set data.encoding to what it is in")
     vocabulary = Vocabulary.from_counts(
         {int(point): int(histogram[point]) for point in used},
-        ends=config.documents != "none",
+        ends=config.documents != "none" or config.vocabulary.end,
         max_size=config.vocabulary.max_size,
         min_count=config.vocabulary.min_count,
+        include=config.vocabulary.include,
     )
     if len(vocabulary.characters) == 1:
         kept = f"max_size and min_count leave only {vocabulary.characters!r} of its {len(used)} characters"

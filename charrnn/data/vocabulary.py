@@ -19,23 +19,29 @@ SYMBOLS = ("unknown", "end")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids 0.. are `symbols`, the characters follow in code-point order.
+    """Ids 0.. are `symbols`, the characters follow in code-point order; those that had to be there come before the others.
 
-    `end` is there only where the corpus has documents: a stream has no end.
+    `end` is there only where the corpus has documents, or had them when the model began: a stream has no end.
     """
 
     symbols: tuple[str, ...]
     characters: str
 
     @classmethod
-    def from_counts(cls, counts: Mapping[int, int], *, ends: bool, max_size: int | None = None, min_count: int = 1) -> Vocabulary:
-        """From occurrences by code point, keeping the most frequent `max_size` that occur `min_count` times."""
-        kept = [point for point, count in counts.items() if count >= min_count]
-        if max_size is not None and len(kept) > max_size:
-            kept = sorted(kept, key=lambda point: (-counts[point], point))[:max_size]
-        if not kept:
+    def from_counts(
+        cls, counts: Mapping[int, int], *, ends: bool, max_size: int | None = None, min_count: int = 1, include: str = ""
+    ) -> Vocabulary:
+        """From occurrences by code point, keeping the most frequent `max_size` that occur `min_count` times.
+
+        The characters of `include` stand first whatever their number, and count among the `max_size`.
+        """
+        included = set(map(ord, include))
+        kept = [point for point, count in counts.items() if count >= min_count and point not in included]
+        if max_size is not None and len(kept) + len(included) > max_size:
+            kept = sorted(kept, key=lambda point: (-counts[point], point))[: max(0, max_size - len(included))]
+        if not (kept or included):
             raise DataError(f"no character occurs {min_count} times; lower data.vocabulary.min_count")
-        return cls(SYMBOLS if ends else SYMBOLS[:1], "".join(map(chr, sorted(kept))))
+        return cls(SYMBOLS if ends else SYMBOLS[:1], include + "".join(map(chr, sorted(kept))))
 
     def __len__(self) -> int:
         return len(self.symbols) + len(self.characters)

@@ -16,6 +16,7 @@ from charrnn.layers.dropout import drop_rows, dropout
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.cells import State
 
+BY_ID = ("embedding.weight", "head.weight", "head.bias")  # parameters with a row for each id; tied, the first two are one
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
 

@@ -1,0 +1,99 @@
+"""A model goes on with another text: what it knows keeps its place, and the text's new characters get rows of their own.
+
+The new run's vocabulary is the old one with the text's new characters behind it, so that no old id means something else.
+A new row begins as a copy of `unknown`'s, in the embedding and in the head: the model reads a new character as it did when
+it did not know it. In the head, `unknown` and its copies share the probability that `unknown` had: with n copies, each of
+them has log(n + 1) less in its bias. So no old character's probability moves, in no text, before the first step. The text
+itself then tells the copies apart. With tied embeddings the two copies are of one row, and the same holds.
+
+Axes: V old vocabulary size, W new vocabulary size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from charrnn.checkpoint import Loaded
+from charrnn.config import Config
+from charrnn.data.corpus import Corpus
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import CheckpointError
+from charrnn.models.char_rnn import BY_ID
+
+# What gives the weights their shapes and their meaning. Dropout and backend may change.
+SHAPE = ("cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "tied_embeddings", "layer_norm")
+NAMED = 8  # characters that a note lists before it only counts them
+
+
+def prepare(config: Config, loaded: Loaded) -> Config:
+    """The configuration of a run that begins with that model: its vocabulary has what the model knows.
+
+    Raises CheckpointError, naming every key, where the weights do not fit.
+    """
+    old, new = loaded.config.model, config.model
+    differing = [key for key in SHAPE if getattr(old, key) != getattr(new, key)]
+    if differing:
+        facts = ", ".join(f"model.{key} is {_said(getattr(old, key))} there and {_said(getattr(new, key))} here" for key in differing)
+        remedy = f"set the same with {' '.join(f'--set model.{key}={_said(getattr(old, key))}' for key in differing)}"
+        raise CheckpointError(f"{loaded.path}: cannot start from it: {facts}; {remedy}, or leave out --init-from")
+    wanted = config.data.vocabulary
+    known = loaded.vocabulary
+    vocabulary = wanted.model_copy(
+        update={
+            "include": known.characters + "".join(c for c in wanted.include if c not in known),
+            # A stream's model gets an `end` by itself where the new text has documents.
+            "end": wanted.end or known.end is not None,
+        }
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
+
+
+def widen(loaded: Loaded, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The model's weights for a vocabulary that holds its own: each id that it knows with its row, each new one with `unknown`'s."""
+    sources = _sources(loaded.vocabulary, vocabulary)  # (W,)
+    shares = sources == loaded.vocabulary.unknown  # (W,)
+    weights = {}
+    for name, weight in loaded.weights.items():
+        if name not in BY_ID:
+            weights[name] = weight
+            continue
+        rows = weight[sources.to(weight.device)]  # (V, ·) -> (W, ·)
+        if name == "head.bias":
+            rows[shares.to(weight.device)] -= math.log(int(shares.sum()))  # of one alone: 0
+        weights[name] = rows
+    return weights
+
+
+def _sources(old: Vocabulary, new: Vocabulary) -> Tensor:
+    """(W,) the old id whose row each new id takes."""
+    symbols = [old.symbols.index(symbol) if symbol in old.symbols else old.unknown for symbol in new.symbols]
+    return torch.tensor(symbols + [old.id(character) for character in new.characters])
+
+
+def report(loaded: Loaded, corpus: Corpus) -> str:
+    """What became of the model's characters, in one line."""
+    old, new = loaded.vocabulary, corpus.vocabulary
+    added = [character for character in new.characters if character not in old]
+    examples = " ".join(map(repr, added[:NAMED])) + (" …" if len(added) > NAMED else "")
+    absent = sum(1 for character in corpus.absent if character in old)
+    parts = [
+        f"kept {_characters(len(old.characters))}",
+        f"added {len(added):,}" + (f" ({examples})" if added else ""),
+        f"{absent:,} of the old do not occur in the new text",
+    ]
+    if old.end is None and new.end is not None:
+        parts.append("the end of a document is new to it")
+    elif old.end is not None and not corpus.documents:
+        parts.append("it keeps its end of a document, though the new text is one stream without any")
+    return f"{loaded.path}: " + ", ".join(parts)
+
+
+def _characters(count: int) -> str:
+    return f"{count:,} character" + ("" if count == 1 else "s")
+
+
+def _said(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
