@@ -37,6 +37,7 @@ from charrnn.evaluation import evaluate
 from charrnn.gradients import Shards, seeded, shard_count
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
+from charrnn.novelty import keep_text
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.planning import Plan, describe
 from charrnn.run_directory import RunDirectory
@@ -142,6 +143,9 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
             reporter.done(ended)
             return ended
     run.make(config, resume=state is not None)
+    if config.train.keep_text and not run.text.exists():
+        keep_text(run.text, task.corpus.split("train"), task.vocabulary)
+        task.corpus.forget_pages()
     for note in (trainer.plan.summary(), *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:

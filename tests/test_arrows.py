@@ -28,13 +28,15 @@ LEFT = {
     "run_directory": "config lock checkpoint",
     "sampling": "data",
     "constraints": "",
+    "novelty": "checkpoint data run_directory",
     "tasks": "config metrics ops layers models data sampling",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data tasks",
+    "scoring": "data evaluation metrics tasks",
     "generation": "data sampling constraints",
-    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation",
-    "cli": "config device ops models data checkpoint sampling training evaluation generation",
+    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory novelty tasks evaluation",
+    "cli": "config device ops models data checkpoint sampling constraints novelty training evaluation scoring generation",
     "__main__": "cli",
 }
 
