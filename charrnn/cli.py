@@ -175,9 +175,9 @@ def sample(
         separator=loaded.config.data.separator,
         constraints=refusals,
     )
-    texts: list[str] = []
+    grown: list[list[str]] = [[] for _ in range(num_samples)]
     if novelty or no_copy:
-        pieces = _remembered(pieces, texts)
+        pieces = _remembered(pieces, grown)
     written = _arrange(pieces, "" if no_echo else primed.text, num_samples)
     if out:
         _write(out, written)
@@ -185,6 +185,7 @@ def sample(
         for piece in written:
             typer.echo(piece, nl=False)
             sys.stdout.flush()
+    texts = list(map("".join, grown))
     if yielded := sum(refusal.yielded for refusal in refusals):
         of = f"{yielded:,} of {sum(map(len, texts)):,} characters"
         _warn(f"--no-copy {no_copy}: {of} could only complete a copy, whichever was drawn, so there none was refused")
@@ -537,13 +538,12 @@ def _index_of(loaded: Loaded, file: Path | None) -> Index:
     return index
 
 
-def _remembered(steps: Iterator[list[str]], texts: list[str]) -> Iterator[list[str]]:
-    """The same steps; when they are over, `texts` holds what each text came to."""
-    grown: list[list[str]] = []
+def _remembered(steps: Iterator[list[str]], grown: list[list[str]]) -> Iterator[list[str]]:
+    """The same steps, each also put to what its text grew by before."""
     for pieces in steps:
-        grown.append(pieces)
+        for text, piece in zip(grown, pieces):
+            text.append(piece)
         yield pieces
-    texts += ("".join(pieces) for pieces in zip(*grown))
 
 
 def _print_novelty(index: Index, prime: str, texts: list[str], least: int | None) -> None:

@@ -17,8 +17,8 @@ from charrnn.errors import UserError
 from charrnn.lock import locked
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
-TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # only with train.keep_text
-FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS, TEXT, TEXT_INDEX)
+FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
 LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
@@ -90,7 +90,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
                 unwanted = file.name in (TEXT, TEXT_INDEX) and not config.train.keep_text
-                if _is_partial(file) or unwanted or (file.name in FILES and not resume):
+                if _is_partial(file) or unwanted or (file.name in (*FILES, TEXT, TEXT_INDEX) and not resume):
                     file.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -154,4 +154,4 @@ def _remove_empty(paths: list[Path]) -> None:
 
 def _is_partial(path: Path) -> bool:
     """What write_atomically leaves behind when it is killed."""
-    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in FILES)
+    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in (*FILES, TEXT, TEXT_INDEX))

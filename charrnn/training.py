@@ -140,12 +140,11 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     if state is not None:
         trainer.resume(state)
         if ended := trainer.already_finished():
+            _keep_text(task, run)
             reporter.done(ended)
             return ended
     run.make(config, resume=state is not None)
-    if config.train.keep_text and not run.text.exists():
-        keep_text(run.text, task.corpus.split("train"), task.vocabulary)
-        task.corpus.forget_pages()
+    _keep_text(task, run)
     for note in (trainer.plan.summary(), *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:
@@ -153,6 +152,12 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     outcome = trainer.train()
     reporter.done(outcome)
     return outcome
+
+
+def _keep_text(task: Task, run: RunDirectory) -> None:
+    if task.config.train.keep_text and not run.text.exists():
+        keep_text(run.text, task.corpus.split("train"), task.vocabulary)
+        task.corpus.forget_pages()
 
 
 def plan(config: Config, reporter: Reporter | None = None) -> Plan:
