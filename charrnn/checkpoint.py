@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ class Loaded:
     path: Path
 
 
-def write_atomically(path: Path, payload: bytes, remedy: str = "free some space or name another run directory in `run`") -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never half.
+def write_atomically(
+    path: Path, payload: bytes | Iterable[bytes], remedy: str = "free some space or name another run directory in `run`"
+) -> None:
+    """Write a file, whole or in pieces, so that a reader, or a crash at any moment, sees the old content or the new, never half.
 
     Raises WriteError, which ends with `remedy`.
     """
@@ -58,7 +61,7 @@ def write_atomically(path: Path, payload: bytes, remedy: str = "free some space 
     try:
         try:
             with open(partial, "wb") as file:
-                file.write(payload)
+                file.writelines([payload] if isinstance(payload, bytes) else payload)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from charrnn.data.corpus import Corpus
     from charrnn.evaluation import Window
     from charrnn.inspecting import Inspection
+    from charrnn.novelty import Index
+    from charrnn.scoring import Document, Score
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
@@ -38,7 +40,9 @@ LESS_MEMORY = {
     "train": "lower train.batch_size, train.tbptt_window or model.hidden_size",
     "sample": "lower --num-samples, shorten the prime, or set --device cpu",
     "eval": "set --device cpu, or end other programs",
+    "score": "set --device cpu, or end other programs",
 }
+QUOTED = 80  # characters of a copied run that are shown
 
 app = typer.Typer(
     help="Character-level recurrent neural networks: train on text, let it write, measure it.",
@@ -113,12 +117,22 @@ def sample(
     no_echo: Annotated[bool, typer.Option("--no-echo", help="leave out the prime")] = False,
     on_unknown: Annotated[Literal["drop", "error"], typer.Option(help="a prime character that the model does not know")] = "drop",
     device: Device = "auto",
+    novelty: Annotated[bool, typer.Option("--novelty", help="tell, on standard error, what is copied from the training text")] = False,
+    novelty_min: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="it marks runs of so many characters; left out 12, or 5 in a large alphabet"),
+    ] = None,
+    novelty_text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the training text, where the run did not keep it (train.keep_text)")
+    ] = None,
+    no_copy: Annotated[int, typer.Option(metavar="N", help="never write N characters that stand in the training text; 0 is off")] = 0,
 ) -> None:
     """Let a model write, character by character."""
     import torch
 
     from charrnn import generation
-    from charrnn.sampling import SamplingOptions
+    from charrnn.novelty import NoCopy
+    from charrnn.sampling import SamplingOptions, expect
 
     options = SamplingOptions(
         temperature=temperature,
@@ -133,12 +147,20 @@ def sample(
         raise UserError("--prime and --prime-file are both given; expected one text to go on from, so leave one of them out")
     if seed is not None and not 0 <= seed < 1 << 63:
         raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
+    expect(no_copy == 0 or no_copy >= 2, "--no-copy", no_copy, "at least 2 characters; 0 is off")
+    expect(novelty_min is None or novelty_min >= 1, "--novelty-min", novelty_min, "at least 1 character")
+    if novelty_min is not None and not novelty:
+        raise UserError("--novelty-min: says what --novelty marks, which is not given; add it, or leave both out")
+    if novelty_text and not (novelty or no_copy):
+        raise UserError("--novelty-text: the text for --novelty or --no-copy, and neither is given; add one of them, or leave it out")
     loaded, network = _load(model, device)
     text = _read_prime(prime_file) if prime_file else prime
     place = f"--prime-file {prime_file}" if prime_file else "--prime"
     primed, warnings = generation.prepare_prime(loaded.vocabulary, text, on_unknown, place)
     for warning in warnings:
         _warn(warning)
+    index = _index_of(loaded, novelty_text) if novelty or no_copy else None
+    refusals = [NoCopy(index, no_copy, primed.ids) for _ in range(num_samples)] if index and no_copy else []
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -155,14 +177,24 @@ def sample(
         stop=[s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []],
         continue_documents=continue_documents,
         separator=loaded.config.data.separator,
+        constraints=refusals,
     )
+    grown: list[list[str]] = [[] for _ in range(num_samples)]
+    if novelty or no_copy:
+        pieces = _remembered(pieces, grown)
     written = _arrange(pieces, "" if no_echo else primed.text, num_samples)
     if out:
         _write(out, written)
-        return
-    for piece in written:
-        typer.echo(piece, nl=False)
-        sys.stdout.flush()
+    else:
+        for piece in written:
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+    texts = list(map("".join, grown))
+    if yielded := sum(refusal.yielded for refusal in refusals):
+        of = f"{yielded:,} of {sum(map(len, texts)):,} characters"
+        _warn(f"--no-copy {no_copy}: {of} could only complete a copy, whichever was drawn, so there none was refused")
+    if index and novelty:
+        _print_novelty(index, primed.text, texts, novelty_min)
 
 
 @app.command("eval")
@@ -177,14 +209,11 @@ def evaluate(
 ) -> None:
     """Measure how well a model predicts a text."""
     from charrnn import evaluation
-    from charrnn.config import build_config
     from charrnn.data.corpus import read_text
     from charrnn.metrics import sayable
 
     loaded, network = _load(model, device)
-    # Where this machine keeps its cache is not for a model that may come from anywhere to say.
-    settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
-    config = build_config(settings, str(loaded.path), set_ or [])
+    config = _config_of(loaded, set_)
     if file:
         stream = evaluation.text_stream(loaded.vocabulary, read_text(file, config.data.encoding), config.data.documents)
         total, what = None, str(file)
@@ -208,6 +237,48 @@ def evaluate(
     )
     if file or found.unknown:
         typer.echo(f"{figures['unknown_share']:.2%} of the characters are unknown to the model and not scored")
+
+
+@app.command()
+def score(
+    text: Annotated[str, typer.Argument(metavar="FILE|FOLDER|-", help="a text, a folder of texts, or - for standard input")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="a run directory or a .safetensors file; left out, the newest run")
+    ] = None,
+    documents: Annotated[
+        Literal["none", "lines", "blank_lines", "files"] | None,
+        typer.Option(help="what a document is; in a folder a file by default, in a file what it was for the model. none: all of the file"),
+    ] = None,
+    sort: Annotated[bool | None, typer.Option("--sort/--no-sort", help="the likeliest first; by default in a folder only")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object for each document, keys as in eval --json")] = False,
+    device: Device = "auto",
+    set_: Overrides = None,
+) -> None:
+    """Tell how much a model likes each document: its bits per character, a line for each.
+
+    Each document is read from a fresh start, and its end counts as a character where the model knows documents. Characters that the
+    model does not know are read as unknown and not scored.
+    """
+    from charrnn import scoring
+
+    loaded, network = _load(model, device)
+    config = _config_of(loaded, set_)
+    in_folder, texts = _texts(text, config.data.encoding)
+    cut = documents or ("files" if in_folder else config.data.documents)
+    scores = scoring.score(network, loaded.vocabulary, _documents(texts, cut))
+    if in_folder if sort is None else sort:
+        scores = iter(sorted(scores, key=_by_bits))
+    count = chars = unknown = 0
+    for found in scores:
+        if not as_json and count == 0:
+            typer.echo("bits/char    chars  unknown  document", err=True)
+        count, chars, unknown = count + 1, chars + found.chars, unknown + found.unknown
+        _print_score(found, as_json, numbered=cut in ("lines", "blank_lines"))
+    if count == 0:
+        raise DataError(f"{printable(text)}: holds nothing but blank text; expected documents to score")
+    if not as_json:
+        share = f"{unknown / chars:.2%} of them unknown to the model and not scored"
+        typer.echo(f"{count:,} {'document' if count == 1 else 'documents'}, {chars:,} characters, {share}", err=True)
 
 
 @app.command()
@@ -485,6 +556,15 @@ def _load(model: str | None, device: str) -> tuple[Loaded, nn.Module]:
     return loaded, build_model(loaded)
 
 
+def _config_of(loaded: Loaded, set_: list[str] | None) -> Config:
+    """The configuration of a model, with what the command line changes in it."""
+    from charrnn.config import build_config
+
+    # Where this machine keeps its cache is not for a model that may come from anywhere to say.
+    settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
+    return build_config(settings, str(loaded.path), set_ or [])
+
+
 def _read_prime(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8")
@@ -492,8 +572,128 @@ def _read_prime(path: Path) -> str:
         raise DataError(f"--prime-file {path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"--prime-file {path}: cannot be read: {error.strerror or error}; name a text file") from None
-    # As the model's own text was read.
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return _as_read(text).removesuffix("\n")
+
+
+def _as_read(text: str) -> str:
+    """As the model's own text was read."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _standard_input(encoding: str) -> str:
+    try:
+        return _as_read(sys.stdin.buffer.read().decode(encoding))
+    except LookupError:
+        raise DataError(f"data.encoding {encoding!r}: Python knows no such encoding; try utf-8") from None
+    except UnicodeError as error:
+        at = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"standard input: not {encoding}{at}; say what it is in with --set data.encoding=…") from None
+
+
+def _texts(name: str, encoding: str) -> tuple[bool, Iterator[tuple[str, Iterable[str]]]]:
+    """Whether a folder was named, and the texts that a person named: where each comes from, and its pieces."""
+    from charrnn.config import user_path
+    from charrnn.data.corpus import files_in, read_text
+
+    if name == "-":
+        return False, iter([("-", [_standard_input(encoding)])])
+    path = user_path(name, "the text")
+    if not path.exists():
+        raise DataError(f"{printable(name)}: no such file or folder; expected a text, a folder of texts, or - for standard input")
+    if not path.is_dir():
+        return False, iter([(name, read_text(path, encoding))])
+    files = files_in(path)
+    if not files:
+        raise DataError(f"{printable(name)}: the folder holds no files; expected texts to score")
+    return True, ((str(file), read_text(file, encoding)) for file in files)
+
+
+def _documents(texts: Iterable[tuple[str, Iterable[str]]], cut: str) -> Iterator[Document]:
+    from charrnn.scoring import documents_of
+
+    with _bar(" documents", None) as bar:
+        for source, pieces in texts:
+            number = 0
+            for document in documents_of(source, pieces, cut):
+                number = document.number
+                yield document
+                bar.update()
+            if number == 0:
+                _warn(f"{source}: blank, so it has no score")
+
+
+def _by_bits(score: Score) -> tuple[bool, float]:
+    """The likeliest first; last what could not be scored."""
+    bits = score.bits_per_char
+    return (True, 0.0) if bits is None or math.isnan(bits) else (False, bits)
+
+
+def _print_score(score: Score, as_json: bool, numbered: bool) -> None:
+    if as_json:
+        from charrnn.metrics import sayable
+
+        named = {"file": score.source, "document": score.number, "begins": score.beginning}
+        typer.echo(json.dumps(sayable(named | score.as_metrics()), ensure_ascii=False))
+        return
+    bits = "-" if score.bits_per_char is None else f"{score.bits_per_char:.4f}"
+    name = f"{score.source}:{score.number}" if numbered else score.source
+    beginning = printable(" ".join(score.beginning.split()))
+    typer.echo(f"{bits:>9}  {score.chars:>7,}  {score.unknown / score.chars:>7.1%}  {printable(name)}  {beginning}")
+
+
+def _index_of(loaded: Loaded, file: Path | None) -> Index:
+    """The index of the text that a model learned from, which its run kept or a person names."""
+    from charrnn import novelty
+
+    if file:
+        return novelty.index_of(file, loaded.vocabulary, loaded.config.data.encoding, loaded.config.data.documents)
+    index, warnings = novelty.kept_index(loaded.path, loaded.vocabulary)
+    for warning in warnings:
+        _warn(warning)
+    return index
+
+
+def _remembered(steps: Iterator[list[str]], grown: list[list[str]]) -> Iterator[list[str]]:
+    """The same steps, each also put to what its text grew by before."""
+    for pieces in steps:
+        for text, piece in zip(grown, pieces):
+            text.append(piece)
+        yield pieces
+
+
+def _print_novelty(index: Index, prime: str, texts: list[str], least: int | None) -> None:
+    """The lines of each text that hold a copied run, marked, and what it comes to."""
+    from charrnn.novelty import GRAM, examine, telling
+
+    least = least or telling(index.vocabulary)
+    live = sys.stderr.isatty()
+    for number, text in enumerate(texts, start=1):
+        whole = prime + text
+        found = examine(index, index.vocabulary.encode(whole), least, len(prime))
+        typer.echo(f"--- novelty of {number} ---" if len(texts) > 1 else "--- novelty ---", err=True)
+        for line in _marked(whole, found.copied, live):
+            typer.echo(line, err=True)
+        start, stop = found.longest
+        run = whole[start:stop] if stop - start <= QUOTED else whole[start : start + QUOTED] + "…"
+        told = f"{stop - start:,} characters {printable(json.dumps(run, ensure_ascii=False))}" if stop > start else "none"
+        share = f"{found.novel_share:.1%} of {found.grams:,} {GRAM}-grams are new" if found.grams else f"no {GRAM}-grams"
+        mark = "underlined" if live else "in [[ ]]"
+        typer.echo(f"longest copied run: {told}; {share}; {mark}: copied runs of {least} characters and more", err=True)
+
+
+def _marked(text: str, spans: Sequence[tuple[int, int]], live: bool) -> Iterator[str]:
+    """The lines that hold a part of a span, with it underlined on a terminal and in brackets elsewhere."""
+    at = 0
+    for line in text.split("\n"):
+        stop = at + len(line)
+        parts, done = [], at
+        for start, end in ((max(start, at), min(end, stop)) for start, end in spans if start < stop and end > at):
+            copied = printable(text[start:end])
+            parts += [printable(text[done:start]), typer.style(copied, underline=True) if live else f"[[{copied}]]"]
+            done = end
+        if parts:
+            yield "".join([*parts, printable(text[done:stop])])
+        at = stop + 1
 
 
 def _arrange(steps: Iterator[list[str]], prime: str, count: int) -> Iterator[str]:

@@ -192,6 +192,7 @@ class TrainConfig(Section):
     evaluate_every: Count = 500  # steps
     save_every: Count = 500
     log_every: Count = 50
+    keep_text: bool = False  # the run keeps its encoded training text, for `sample --novelty` and `--no-copy`
 
     @model_validator(mode="after")
     def _ends(self) -> TrainConfig:

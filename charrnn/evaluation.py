@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charrnn.data.batch import IGNORED
 from charrnn.data.corpus import Corpus, Ids, split_documents
 from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
@@ -143,14 +144,23 @@ def _read(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) ->
             nats, correct = torch.zeros(len(ids), dtype=torch.float64), torch.zeros(len(ids), dtype=torch.bool)
             if context:
                 logits, state = model(torch.tensor(context, device=device).unsqueeze(-1), state)  # (T, 1, V)
-                logits, asked = logits.squeeze(1).float().cpu(), targets[int(unasked) :]
-                nats[int(unasked) :] = F.cross_entropy(logits, asked, reduction="none").double()
-                correct[int(unasked) :] = logits.argmax(-1) == asked
+                logits, asked = logits.squeeze(1), targets[int(unasked) :]
+                nats[int(unasked) :], correct[int(unasked) :] = surprisal(logits, asked)
             if unasked:
                 scored[0] = False
             yield _Read(characters, nats, correct, scored, unknown)
     finally:
         model.train(training)
+
+
+def surprisal(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What each target cost, in nats, and whether it was the most probable: (…, V), (…) -> float64 (…), bool (…), on the CPU.
+
+    A target that is IGNORED costs nothing and is never hit.
+    """
+    logits = logits.float().cpu()
+    nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return nats.double().view_as(targets), logits.argmax(-1) == targets
 
 
 def _split_windows(corpus: Corpus, ids: Ids) -> Iterator[Window]:

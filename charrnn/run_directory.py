@@ -18,6 +18,7 @@ from charrnn.metrics import sayable
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
 FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
 LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
@@ -34,6 +35,7 @@ class RunDirectory:
         self.path = path
         self.config, self.state = path / "config.yaml", path / "last.state.pt"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
+        self.text = path / TEXT
 
     def refuse(self, config: Config, *, resume: bool, overwrite: bool) -> None:
         """Raises UserError where that run may not be started here. Changes nothing."""
@@ -102,7 +104,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
-                if _is_partial(file) or (file.name in FILES and not resume):
+                unwanted = file.name in (TEXT, TEXT_INDEX) and not config.train.keep_text
+                if _is_partial(file) or unwanted or (file.name in (*FILES, TEXT, TEXT_INDEX) and not resume):
                     file.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -169,4 +172,4 @@ def _remove_empty(paths: list[Path]) -> None:
 
 def _is_partial(path: Path) -> bool:
     """What write_atomically leaves behind when it is killed."""
-    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in FILES)
+    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in (*FILES, TEXT, TEXT_INDEX))

@@ -37,6 +37,7 @@ from charrnn.evaluation import evaluate
 from charrnn.gradients import Shards, seeded, shard_count
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
+from charrnn.novelty import keep_text
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
@@ -129,9 +130,11 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     if state is not None:
         trainer.resume(state)
         if ended := trainer.already_finished():
+            _keep_text(task, run)
             reporter.done(ended)
             return ended
     run.make(config, resume=state is not None)
+    _keep_text(task, run)
     if weights is not None:
         trainer.save()  # a run that is lost before its first save would else begin again without these weights
     begun_with = [finetuning.report(weights, task.corpus)] if weights is not None else []
@@ -142,6 +145,12 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     outcome = trainer.train()
     reporter.done(outcome)
     return outcome
+
+
+def _keep_text(task: Task, run: RunDirectory) -> None:
+    if task.config.train.keep_text and not run.text.exists():
+        keep_text(run.text, task.corpus.split("train"), task.vocabulary)
+        task.corpus.forget_pages()
 
 
 def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | None = None) -> Plan:

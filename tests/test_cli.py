@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from charrnn.cli import REPORT_SECONDS, Terminal, main, summary
+from charrnn.cli import REPORT_SECONDS, Terminal, _marked, main, summary
 from charrnn.config import Config, build_config
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +117,7 @@ class TestHelp:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
         assert done.stdout.strip() == "['charrnn']"
 
-    @pytest.mark.parametrize("command", ["train", "sample", "eval", "info", "backends"])
+    @pytest.mark.parametrize("command", ["train", "sample", "eval", "score", "info", "backends"])
     def test_every_command_has_help(self, run: Run, command: str) -> None:
         said = run(command, "--help")
         assert said.code == 0 and "Usage: charrnn " + command in said.out
@@ -292,6 +293,197 @@ class TestSample:
     def test_the_repetition_window_is_an_option(self, run: Run, model: Path) -> None:
         near, far = (run("sample", model, "--seed", 1, "-t", 0, "--repetition-penalty", 50, "--repetition-window", n) for n in (1, 64))
         assert near.code == far.code == 0 and near.out != far.out
+
+
+class TestNovelty:
+    @pytest.fixture
+    def kept(self, model: Path) -> Path:
+        """The model in a directory that has the text of its run."""
+        from charrnn.checkpoint import load_model
+        from charrnn.data.corpus import encode_text
+        from charrnn.novelty import keep_text
+
+        vocabulary = load_model(model).vocabulary
+        keep_text(model.with_name("text.safetensors"), encode_text(vocabulary, [TEXT], "none"), vocabulary)
+        return model
+
+    @pytest.fixture
+    def parrot(self, config: Path) -> Path:
+        """A model that has learned the text by heart, in a run that kept it."""
+        wanted = {"train.max_steps": 150, "train.keep_text": "true", "train.learning_rate": 0.02, "model.hidden_size": 24}
+        wanted |= {"train.evaluate_every": 75, "train.save_every": 75, "train.tbptt_window": 32}
+        with pytest.raises(SystemExit):
+            main(["train", "--config", str(config), *(part for key, value in wanted.items() for part in ("--set", f"{key}={value}"))])
+        return config.parent / "run"
+
+    def test_a_parrot_is_found_out_and_hindered(self, run: Run, parrot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        capsys.readouterr()
+        plain = run("sample", parrot, "-n", 100, "--seed", 1, "--temperature", 0.1)
+        said = run("sample", parrot, "-n", 100, "--seed", 1, "--temperature", 0.1, "--novelty")
+        assert plain.err == "" and plain.code == said.code == 0
+        assert said.out == plain.out  # what is told is told elsewhere
+        assert "jumps over the lazy dog.\n" in said.out
+        head, *lines, last = said.err.splitlines()
+        assert head == "--- novelty ---" and "[[" in lines[1]
+        assert last.startswith("longest copied run: ") and last.endswith("; in [[ ]]: copied runs of 12 characters and more")
+        assert float(last.partition("; ")[2].partition("%")[0]) == 0
+        hindered = run("sample", parrot, "-n", 100, "--seed", 1, "--temperature", 0.1, "--no-copy", 5, "--no-echo")
+        assert hindered.code == 0 and hindered.err == ""
+        written = hindered.out.removesuffix("\n")
+        assert not [i for i in range(96) if written[i : i + 5] in TEXT]
+
+    def test_a_copied_run_is_marked_in_its_line(self, run: Run, model: Path) -> None:
+        Path("foxes.txt").write_text("".join(f"quick fox{c}\n" for c in set(TEXT) - {"\n"}), encoding="utf-8")
+        asked = ("--prime", "dog\nlazy quick fox", "-n", 1, "-t", 0, "--novelty", "--novelty-min", 8, "--novelty-text", "foxes.txt")
+        said = run("sample", model, *asked)
+        written = said.out.removesuffix("\n").removeprefix("dog\nlazy ")
+        marked, last = said.err.splitlines()[1:]
+        assert marked == f"lazy [[{written}]]"
+        # Only one 8-gram holds what was written.
+        legend = "in [[ ]]: copied runs of 8 characters and more"
+        assert last == f'longest copied run: 10 characters "{written}"; 0.0% of 1 8-grams are new; {legend}'
+        assert run("sample", model, *asked, "--no-echo").err == said.err
+
+    def test_the_text_may_be_given(self, run: Run, model: Path) -> None:
+        said = run(
+            "sample", model, "-n", 30, "--seed", 1, "--novelty", "--novelty-text", "text.txt", "--novelty-min", 1, "--num-samples", 2
+        )
+        assert (
+            said.code == 0 and said.err.count("--- novelty of ") == 2 and "of 23 8-grams are new; in [[ ]]: copied runs of 1 ch" in said.err
+        )
+        assert not model.with_name("text.index.safetensors").exists()
+
+    def test_out_stays_clean(self, run: Run, kept: Path) -> None:
+        plain = run("sample", kept, "-n", 40, "--seed", 1)
+        said = run("sample", kept, "-n", 40, "--seed", 1, "--novelty", "--out", "written.txt")
+        assert (said.code, said.out) == (0, "") and "longest copied run" in said.err
+        assert Path("written.txt").read_text(encoding="utf-8") == plain.out
+
+    def test_a_text_too_short_for_grams(self, run: Run, kept: Path) -> None:
+        assert "; no 8-grams; " in run("sample", kept, "-n", 3, "--novelty").err
+        assert "longest copied run: none; no 8-grams; " in run("sample", kept, "-n", 0, "--novelty").err
+
+    def test_where_all_would_be_a_copy_it_says_so(self, run: Run, model: Path) -> None:
+        letters = sorted(set(TEXT))
+        Path("pairs.txt").write_text("".join(a + b for a, b in product(letters, letters)), encoding="utf-8")
+        said = run("sample", model, "-n", 20, "--no-copy", 2, "--novelty-text", "pairs.txt")
+        warning = (
+            "charrnn: warning: --no-copy 2: 19 of 20 characters could only complete a copy, whichever was drawn, so there none was refused"
+        )
+        assert said.code == 0 and said.err.strip() == warning
+
+    def test_a_run_that_kept_no_text(self, run: Run, model: Path) -> None:
+        for flags in (["--novelty"], ["--no-copy", 9]):
+            said = run("sample", model, *flags)
+            assert_mistake(
+                said, "text.safetensors: no such file: the run did not keep its training text", "--novelty-text FILE", "keep_text: true"
+            )
+
+    @pytest.mark.parametrize(
+        "flags, told",
+        [
+            (["--no-copy", 1], "--no-copy 1: expected at least 2 characters; 0 is off"),
+            (["--no-copy", -3], "--no-copy -3: expected at least 2 characters"),
+            (["--novelty", "--novelty-min", 0], "--novelty-min 0: expected at least 1 character"),
+            (["--novelty-min", 5], "--novelty-min: says what --novelty marks, which is not given"),
+            (["--novelty-text", "text.txt"], "--novelty-text: the text for --novelty or --no-copy, and neither is given"),
+            (["--novelty", "--novelty-text", "none.txt"], "none.txt: cannot be read: No such file or directory"),
+        ],
+    )
+    def test_mistakes(self, run: Run, model: Path, flags: list[object], told: str) -> None:
+        assert_mistake(run("sample", model, *flags), told)
+
+
+def test_marks_stay_in_their_lines() -> None:
+    text = "ab\ncdef\n\x1bgh\nij"
+    assert list(_marked(text, [(4, 10)], live=False)) == ["c[[def]]", "[[\\x1bg]]h"]
+    assert list(_marked(text, [(0, 1), (12, 13)], live=True)) == ["\x1b[4ma\x1b[0mb", "\x1b[4mi\x1b[0mj"]
+    assert list(_marked(text, [], live=False)) == []
+
+
+DRAFTS = {"a.txt": "The lazy dog.\n", "b.txt": "QQQQQQ xx\n", "deeper/c.txt": "Over the lazy fox.\n\nThe dog.\n"}
+
+
+class TestScore:
+    @pytest.fixture
+    def drafts(self, tmp_path: Path) -> Path:
+        for name, text in {**DRAFTS, ".hidden": "The", "deeper/blank.txt": "\n \n"}.items():
+            path = tmp_path / "drafts" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return tmp_path / "drafts"
+
+    def test_a_folder_is_sorted_by_what_the_model_likes(self, run: Run, model: Path, drafts: Path) -> None:
+        said = run("score", "drafts", "--model", model, "--json")
+        found = [json.loads(line) for line in said.out.splitlines()]
+        assert said.code == 0 and said.err == "charrnn: warning: drafts/deeper/blank.txt: blank, so it has no score\n"
+        assert sorted(one["file"] for one in found) == ["drafts/a.txt", "drafts/b.txt", "drafts/deeper/c.txt"]
+        bits = [one["bits_per_char"] for one in found]
+        assert bits == sorted(bits)
+        assert all(one["document"] == 1 and one["begins"] == DRAFTS[one["file"].removeprefix("drafts/")] for one in found)
+        (strange,) = [one for one in found if one["file"] == "drafts/b.txt"]
+        assert (strange["chars"], strange["unknown"], strange["scored"], strange["unknown_share"]) == (10, 6, 4, 0.6)
+        unsorted = run("score", "drafts", "-m", model, "--json", "--no-sort").out.splitlines()
+        assert [json.loads(line)["file"] for line in unsorted] == ["drafts/a.txt", "drafts/b.txt", "drafts/deeper/c.txt"]
+
+    def test_it_agrees_with_eval(self, run: Run, model: Path, drafts: Path) -> None:
+        """A document of a stream begins behind a line end."""
+        Path("alone.txt").write_text("\n" + DRAFTS["a.txt"], encoding="utf-8")
+        alone = json.loads(run("eval", model, "--file", "alone.txt", "--json").out)
+        one = json.loads(run("score", "drafts/a.txt", "-m", model, "--json").out)
+        assert one["bits_per_char"] == pytest.approx(alone["bits_per_char"], rel=1e-5) and one["scored"] == alone["scored"]
+        assert alone.keys() - one.keys() == {"model", "step", "seconds", "chars_per_second"}
+
+    def test_a_line_for_each_document_of_a_file(self, run: Run, model: Path) -> None:
+        Path("poems.txt").write_text("The dog.\n\nQ\x1b jumps\nfox fox\n", encoding="utf-8")
+        said = run("score", "poems.txt", "--model", model, "--documents", "lines")
+        rows = [line.split(maxsplit=3) for line in said.out.splitlines()]
+        assert [row[1:] for row in rows] == [
+            ["8", "0.0%", "poems.txt:1  The dog."],
+            ["8", "25.0%", "poems.txt:2  Q\\x1b jumps"],
+            ["7", "0.0%", "poems.txt:3  fox fox"],
+        ]
+        assert said.err.splitlines() == [
+            "bits/char    chars  unknown  document",
+            "3 documents, 23 characters, 8.70% of them unknown to the model and not scored",
+        ]
+        best, *_, worst = run("score", "poems.txt", "--model", model, "--documents", "lines", "--sort").out.splitlines()
+        assert best.split()[0] == min(row[0] for row in rows) and worst.split()[0] == max(row[0] for row in rows)
+
+    def test_standard_input(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def given(raw: bytes, *flags: object) -> Said:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+            return run("score", "-", "-m", model, *flags)
+
+        Path("text.gb").write_bytes("The fox\n狐".encode("gb18030"))
+        from_file = run("score", "text.gb", "-m", model, "--json", "--set", "data.encoding=gb18030").out
+        piped = given("The fox\r\n狐".encode("gb18030"), "--json", "--set", "data.encoding=gb18030").out
+        assert json.loads(piped) == json.loads(from_file) | {"file": "-"}
+        assert_mistake(given(b"ab\xff"), "standard input: not utf-8 at byte 2; say what it is in with --set data.encoding=…")
+        assert_mistake(given(b"ab", "--set", "data.encoding=klingon"), "data.encoding 'klingon': Python knows no such encoding")
+        assert (
+            given(b"").err == "charrnn: warning: -: blank, so it has no score\ncharrnn: error: -: holds nothing but blank text; expected "
+            "documents to score\n"
+        )
+
+    def test_what_cannot_be_scored_comes_last(self, run: Run, model: Path) -> None:
+        Path("lines.txt").write_text("QQQ\nThe\n", encoding="utf-8")
+        rows = run("score", "lines.txt", "-m", model, "--documents", "lines", "--sort").out.splitlines()
+        assert rows[1].split() == ["-", "3", "100.0%", "lines.txt:1", "QQQ"]
+        told = run("score", "lines.txt", "-m", model, "--documents", "lines", "--sort", "--json").out.splitlines()
+        assert json.loads(told[1])["bits_per_char"] is None
+
+    def test_json_knows_no_nan(self, run: Run, model: Path) -> None:
+        run_away(model)
+        assert json.loads(run("score", "text.txt", "-m", model, "--json").out)["bits_per_char"] is None
+
+    def test_mistakes(self, run: Run, model: Path, drafts: Path) -> None:
+        assert_mistake(run("score", "none", "-m", model), "none: no such file or folder; expected a text, a folder of texts, or - for")
+        Path("empty").mkdir()
+        assert_mistake(run("score", "empty", "-m", model), "empty: the folder holds no files; expected texts to score")
+        assert_mistake(run("score", "drafts", "-m", "nowhere"), "nowhere: no such run or model file")
+        (drafts / "deeper/blank.txt").write_bytes(b"\x89PNG\xff")
+        assert_mistake(run("score", "drafts", "-m", model), "drafts/deeper/blank.txt: not utf-8 at byte 0")
 
 
 class TestEval:

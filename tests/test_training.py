@@ -27,7 +27,8 @@ from charrnn.config import Config, build_config
 from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
-from charrnn.run_directory import FILES, RunDirectory
+from charrnn.novelty import kept_index
+from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
 from charrnn.tasks import build_task
 from charrnn.tasks.lm import LanguageModel
 from charrnn.training import Outcome, StepReport, train
@@ -1033,3 +1034,18 @@ def test_a_directory_that_cannot_be_listed(settings: Settings, tmp_path: Path, m
     with pytest.raises(UserError) as refused:
         train(settings(), reporter=Listener())
     assert str(refused.value) == f"{tmp_path / 'run'}: cannot be read: Permission denied; name another directory in `run`"
+
+
+def test_the_text_is_kept_only_when_asked(settings: Settings, tmp_path: Path) -> None:
+    config, run = settings(max_steps=2, keep_text=True, data={"documents": "lines"}), tmp_path / "run"
+    train(config, reporter=Listener())
+    index, _ = kept_index(run / "best.safetensors", load_model(run / "best.safetensors").vocabulary)
+    assert index.ids.tolist() == load_corpus(config.data, config.seed).split("train").tolist()
+    assert {p.name for p in run.iterdir()} == {*FILES, TEXT, TEXT_INDEX}
+    train(settings(max_steps=4, data={"documents": "lines"}), resume=True, reporter=Listener())
+    assert {p.name for p in run.iterdir()} == set(FILES)
+    train(settings(max_steps=4, keep_text=True, data={"documents": "lines"}), resume=True, reporter=Listener())  # it is finished already
+    assert {p.name for p in run.iterdir()} == {*FILES, TEXT}
+    (run / f".{TEXT}.123.partial").write_text("half")
+    train(settings(max_steps=2), overwrite=True, reporter=Listener())
+    assert {p.name for p in run.iterdir()} == set(FILES)

@@ -86,7 +86,7 @@ def find_files(config: DataConfig) -> list[Path]:
     for name in paths:
         path = user_path(name, "data.path")
         if os.path.isdir(path):
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)]
+            inside = files_in(path)
             if not inside:
                 raise DataError(f"data.path {name!r}: the directory holds no files; expected text files in it")
             found += inside
@@ -102,6 +102,11 @@ def find_files(config: DataConfig) -> list[Path]:
         else:
             raise DataError(f"data.path {name!r}: no such file; it is looked for relative to {Path.cwd()}")
     return list(dict.fromkeys(found))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and of the folders in it, in the order of their names, without the hidden ones."""
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)]
 
 
 def read_text(path: Path, encoding: str = "utf-8", on_bytes: Callable[[int], None] | None = None) -> Iterator[str]:
@@ -261,6 +266,21 @@ def _paragraphs(texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
 
 def _is_blank(text: str) -> bool:
     return not text or text.isspace()
+
+
+def encode_text(vocabulary: Vocabulary, pieces: Iterable[str], documents: str) -> Ids:
+    """One text in a given vocabulary, as a corpus of it would be encoded: (N,), with `end` behind each document where there is one."""
+    dtype = np.min_scalar_type(len(vocabulary) - 1)
+    table = vocabulary.table().astype(dtype)
+    encoded = [np.zeros(0, dtype=dtype)]
+    for text, closes in split_documents(pieces, "none" if vocabulary.end is None else documents):
+        encoded.append(_encoded(table, text, closes, vocabulary))
+    return np.concatenate(encoded)
+
+
+def _encoded(table: Ids, text: str, closes: list[int], vocabulary: Vocabulary) -> Ids:
+    ids = table[_code_points(text)]
+    return np.insert(ids, np.array(closes), vocabulary.end or 0) if closes else ids
 
 
 def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None) -> Corpus:
@@ -440,12 +460,10 @@ def _encode(files: list[Path], config: DataConfig, seed: int, into: Path, report
     encoded = into / "ids.bin" if config.documents == "none" else into.parent / "unshuffled.bin"
     with open(encoded, "wb") as out:
         for text, closes in _documents(files, config, report):
-            ids = table[_code_points(text)]
+            ids = _encoded(table, text, closes, vocabulary)
             unknown += len(ids) - int(np.count_nonzero(ids))  # unknown's id is 0
             if closes:
-                places = np.array(closes)
-                ids = np.insert(ids, places, vocabulary.end or 0)
-                begun = written + places + np.arange(1, len(places) + 1)
+                begun = written + np.array(closes) + np.arange(1, len(closes) + 1)
                 starts.append(begun.astype(np.min_scalar_type(-2 * (written + len(ids)))))  # signed, and room for a sum of two
             out.write(ids.data)
             written += len(ids)
