@@ -28,13 +28,16 @@ LEFT = {
     "run_directory": "config lock checkpoint",
     "sampling": "data",
     "constraints": "",
+    "prosody": "",
+    "verse": "data constraints prosody",
     "tasks": "config metrics ops layers models data sampling",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data tasks",
     "generation": "data sampling constraints",
+    "search": "data sampling constraints",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory tasks evaluation",
-    "cli": "config device ops models data checkpoint sampling training evaluation generation",
+    "cli": "config device ops models data checkpoint sampling training evaluation generation constraints verse search",
     "__main__": "cli",
 }
 
