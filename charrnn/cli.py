@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
+ANOTHER_PLACE = "name a file in a directory that exists"  # what helps where --out cannot be written
 SILENCE_SECONDS = 1.0  # before a bar appears
 OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
 # What a command can do with less memory.
 LESS_MEMORY = {
     "train": "lower train.batch_size, train.tbptt_window or model.hidden_size",
-    "sample": "lower --num-samples, shorten the prime, or set --device cpu",
+    "sample": "lower --num-samples, --best-of or --beam-width, shorten the prime, or set --device cpu",
     "eval": "set --device cpu, or end other programs",
     "score": "set --device cpu, or end other programs",
 }
@@ -98,6 +99,7 @@ def train(
 
 @app.command()
 def sample(
+    context: typer.Context,
     model: Model = None,
     prime: Annotated[str, typer.Option("--prime", "--primetext", "--start-string", help="text to go on from; empty: a fresh start")] = "",
     prime_file: Annotated[Path | None, typer.Option(metavar="FILE", help="the same from a file, without its last line end")] = None,
@@ -126,14 +128,28 @@ def sample(
         Path | None, typer.Option(metavar="FILE", help="the training text, where the run did not keep it (train.keep_text)")
     ] = None,
     no_copy: Annotated[int, typer.Option(metavar="N", help="never write N characters that stand in the training text; 0 is off")] = 0,
+    form: Annotated[str | None, typer.Option(help="verse in form: 五绝, 七绝, 五律, 七律 or NxM, lines x characters")] = None,
+    rhyme: Annotated[bool, typer.Option("--rhyme", help="the even lines rhyme, in Chinese")] = False,
+    tone: Annotated[bool, typer.Option("--tone", help="the tones 平仄 of regulated verse, in a form of 5 or 7 characters")] = False,
+    acrostic: Annotated[str, typer.Option(metavar="TEXT", help="each line begins with the next of these characters")] = "",
+    acrostic_at: Annotated[Literal["start", "end"], typer.Option(help="where in its line: end is 藏尾")] = "start",
+    lines: Annotated[int | None, typer.Option(help="end after so many lines, in any language")] = None,
+    max_line: Annotated[int | None, typer.Option(help="characters of a line at most; after a space where there is one")] = None,
+    best_of: Annotated[int | None, typer.Option(metavar="N", help="draw N texts for each one wanted, and keep the likeliest")] = None,
+    beam_width: Annotated[int | None, typer.Option(metavar="K", help="the likeliest text that a beam of K finds; draws nothing")] = None,
 ) -> None:
     """Let a model write, character by character."""
     import torch
 
-    from charrnn import generation
+    from charrnn import generation, search
+    from charrnn.constraints import Constraint, Every
+    from charrnn.data.forms import parse_form
     from charrnn.novelty import NoCopy
     from charrnn.sampling import SamplingOptions, expect
+    from charrnn.verse.build import build_verse
+    from charrnn.verse.options import VerseOptions
 
+    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     options = SamplingOptions(
         temperature=temperature,
         top_k=top_k,
@@ -153,6 +169,18 @@ def sample(
         raise UserError("--novelty-min: says what --novelty marks, which is not given; add it, or leave both out")
     if novelty_text and not (novelty or no_copy):
         raise UserError("--novelty-text: the text for --novelty or --no-copy, and neither is given; add one of them, or leave it out")
+    expect(num_samples >= 1, "--num-samples", num_samples, "at least 1")
+    expect(best_of is None or best_of >= 1, "--best-of", best_of, "at least 1 text to choose from")
+    asked = VerseOptions(
+        form=parse_form(form) if form is not None else None,
+        rhyme=rhyme,
+        tone=tone,
+        acrostic=acrostic,
+        acrostic_at=acrostic_at,
+        lines=lines,
+        max_line=max_line,
+    )
+    _refuse_together(given, whole=asked.count is not None, greedy=temperature == 0)
     loaded, network = _load(model, device)
     text = _read_prime(prime_file) if prime_file else prime
     place = f"--prime-file {prime_file}" if prime_file else "--prime"
@@ -160,27 +188,56 @@ def sample(
     for warning in warnings:
         _warn(warning)
     index = _index_of(loaded, novelty_text) if novelty or no_copy else None
-    refusals = [NoCopy(index, no_copy, primed.ids) for _ in range(num_samples)] if index and no_copy else []
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    pieces = generation.generate(
-        network,
-        loaded.vocabulary,
-        primed.ids,
-        length=length,
-        options=options,
-        generator=generator,
-        num_samples=num_samples,
-        stop=[s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []],
-        continue_documents=continue_documents,
-        separator=loaded.config.data.separator,
-        constraints=refusals,
-    )
+    constraints: list[Constraint] = []
+    if asked.asked:
+        verse, whole = build_verse(loaded.vocabulary, asked, length if "length" in given else None, primed.text)
+        length = length if whole is None else whole
+        constraints.append(verse)
+    if index and no_copy:
+        constraints.append(NoCopy(index, no_copy, primed.ids))  # the last, for it may yield and a verse may not
+    constraint = Every(constraints) if constraints else None
+    ends = [s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []]
+    if out:
+        _expect_place(out)  # said before the model writes, not after
+    if beam_width is not None:
+        found = search.beam_search(
+            network,
+            loaded.vocabulary,
+            primed.ids,
+            width=beam_width,
+            length=length,
+            count=num_samples,
+            stop=ends,
+            no_repeat_ngram=no_repeat_ngram,
+            constraint=constraint,
+        )
+        pieces = iter([found])
+    else:
+        candidates = num_samples * (best_of or 1)
+        pieces = generation.generate(
+            network,
+            loaded.vocabulary,
+            primed.ids,
+            length=length,
+            options=options,
+            generator=generator,
+            num_samples=candidates,
+            stop=ends,
+            continue_documents=continue_documents,
+            separator=loaded.config.data.separator,
+            constraints=[constraint.copy() for _ in range(candidates)] if constraint else [],
+        )
+        if best_of is not None:
+            drawn = ["".join(parts) for parts in zip(*pieces)] or [""] * candidates
+            groups = [drawn[i : i + best_of] for i in range(0, candidates, best_of)]
+            pieces = iter([search.best_of(network, loaded.vocabulary, primed.ids, groups)])
     grown: list[list[str]] = [[] for _ in range(num_samples)]
-    if novelty or no_copy:
+    if index:
         pieces = _remembered(pieces, grown)
     written = _arrange(pieces, "" if no_echo else primed.text, num_samples)
     if out:
@@ -190,8 +247,8 @@ def sample(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
     texts = list(map("".join, grown))
-    if yielded := sum(refusal.yielded for refusal in refusals):
-        of = f"{yielded:,} of {sum(map(len, texts)):,} characters"
+    if index and no_copy and (copied := sum(index.completed(no_copy, primed.ids, loaded.vocabulary.encode(text)) for text in texts)):
+        of = f"{copied:,} of {sum(map(len, texts)):,} characters"
         _warn(f"--no-copy {no_copy}: {of} could only complete a copy, whichever was drawn, so there none was refused")
     if index and novelty:
         _print_novelty(index, primed.text, texts, novelty_min)
@@ -565,6 +622,23 @@ def _config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     return build_config(settings, str(loaded.path), set_ or [])
 
 
+def _refuse_together(given: set[str], *, whole: bool, greedy: bool) -> None:
+    """Options of `charrnn sample` that would contradict each other. `whole`: a verse that must not end early, or begin again."""
+    chance = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window")
+    verse = next((name for name in ("form", "lines", "acrostic") if name in given), "lines")
+    pairs = [
+        *((name, "beam_width", "a beam search draws nothing") for name in (*chance, "best_of")),
+        *(("continue_documents", name, "a text of one document is sought") for name in ("beam_width", "best_of")),
+        *((name, verse, "the verse ends where its last line does") for name in ("continue_documents", "stop") if whole),
+    ]
+    for one, other, why in pairs:
+        if {one, other} <= given:
+            flag = f"--{one.removesuffix('_documents').replace('_', '-')}"
+            raise UserError(f"{flag} and --{other.replace('_', '-')} are both given; expected one of them, for {why}; leave {flag} out")
+    if greedy and "best_of" in given:
+        raise UserError("--best-of with --temperature 0: expected a temperature above 0, for the greedy texts are all the same")
+
+
 def _read_prime(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8")
@@ -720,23 +794,29 @@ def _arrange(steps: Iterator[list[str]], prime: str, count: int) -> Iterator[str
             yield "\n"
 
 
+def _expect_place(path: Path) -> None:
+    """Raises UserError where no file can be."""
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f"--out {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+
+
 def _write(path: Path, pieces: Iterable[str]) -> None:
     """Write when the whole text is there: what fails before leaves an older file as it was."""
     from charrnn.checkpoint import WriteError, write_atomically
 
-    remedy = "name a file in a directory that exists"
     try:
-        if path.is_dir() or not path.parent.is_dir():  # said before the model writes, not after
-            raise UserError(f"--out {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {remedy}")
         text = "".join(pieces)
         if path.exists() and not path.is_file():  # a pipe or a terminal is written to, not replaced
             path.write_text(text, encoding="utf-8")
         else:
-            write_atomically(path.resolve(), text.encode(), f"free some space, or {remedy}")  # resolved: a link stays one
+            write_atomically(path.resolve(), text.encode(), f"free some space, or {ANOTHER_PLACE}")  # resolved: a link stays one
     except WriteError as error:
         raise UserError(f"--out {error}") from None
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {remedy}") from None
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
 
 
 def _corpus_of(loaded: Loaded, config: Config) -> Corpus:

@@ -1,14 +1,16 @@
 """What a text may go on with: masks over the ids, combinable, one value for each text.
 
-Axes: V vocabulary.
+Axes: B batch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -32,11 +34,10 @@ class Constraint(Protocol):
 
 
 class Every:
-    """All of several at once. Where nothing would satisfy them all, the last ones yield, and `yielded` counts how often."""
+    """All of several at once. Where nothing would satisfy them all, the last ones yield."""
 
     def __init__(self, parts: Sequence[Constraint]) -> None:
         self.parts = list(parts)
-        self.yielded = 0
 
     @property
     def over(self) -> bool:
@@ -52,8 +53,6 @@ class Every:
             both = joint & mask
             if both.any():
                 joint = both
-            else:
-                self.yielded += 1
         return joint
 
     def advance(self, id_: int) -> None:
@@ -64,3 +63,19 @@ class Every:
         other = copy.copy(self)
         other.parts = [part.copy() for part in self.parts]
         return other
+
+
+def restrict(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
+    """-inf, in place, for what a row's mask does not allow: logits (B, V). Rows that share a mask are masked at once."""
+    distinct: dict[int, tuple[int, Tensor]] = {}  # by identity: its place below, and what it forbids
+    places = [0] * len(masks)
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            places[row], _ = distinct.setdefault(id(mask), (len(distinct), ~mask))
+    if not distinct:
+        return
+    forbidden = torch.stack([mask for _, mask in distinct.values()])  # (distinct masks, V)
+    if None in masks:
+        forbidden = torch.cat([forbidden, torch.zeros_like(forbidden[:1])])
+        places = [len(distinct) if mask is None else place for mask, place in zip(masks, places)]
+    logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[places], -math.inf)

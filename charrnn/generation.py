@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from charrnn.constraints import Constraint
+from charrnn.constraints import Constraint, restrict
 from charrnn.data.vocabulary import Primed, Vocabulary, encode_prime
 from charrnn.errors import UserError
 from charrnn.sampling import SamplingOptions, expect, filter_logits, opening, run_on, sample
@@ -123,14 +123,9 @@ def _steps(
     end, first = vocabulary.end, len(vocabulary.symbols)
 
     def choose(scores: Tensor) -> Tensor:  # (B, V) -> (B,)
-        if not math.isfinite(float(scores.sum())):
-            remedy = "its training diverged, so sample from an earlier checkpoint"
-            raise UserError(f"the model answers with numbers that are not finite; expected finite logits; {remedy}")
         if end is not None and any(empty):
             scores[empty, end] = -math.inf
-        for row, text, constraint in zip(scores, texts, constraints):
-            if not text.over and (mask := constraint.allowed()) is not None:
-                row.masked_fill_(~mask, -math.inf)
+        restrict(scores, [None if text.over else constraint.allowed() for text, constraint in zip(texts, constraints)])
         return sample(filter_logits(scores, options, history, (vocabulary.unknown,)), options, generators)
 
     for text, constraint in zip(texts, constraints):

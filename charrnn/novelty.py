@@ -123,6 +123,11 @@ class Index:
                 found.append(self._longest_match(run[at * self._width :], glance))
         return found + [0] * (len(ids) - len(found))
 
+    def completed(self, n: int, before: Sequence[int], ids: Sequence[int]) -> int:
+        """How many of `ids`, which follow `before`, complete a run of n that stands in the text."""
+        joined = [*before, *ids]
+        return sum(length >= n and at + n > len(before) for at, length in enumerate(self.matches(joined)))
+
     def characters(self, ids: Sequence[int]) -> Iterator[Span]:
         """The stretches of `ids` that are characters, and known."""
         first = len(self.vocabulary.symbols)
@@ -197,13 +202,12 @@ class NoCopy:
     """Refuses what would complete a run of n characters of the training text. A Constraint.
 
     The prime counts: `context` is what stands before the first character. The end of a document is never refused, and begins anew.
-    Where every character would be refused, none is, and `yielded` counts it.
+    Where every character would be refused, none is; `Index.completed` finds it.
     """
 
     def __init__(self, index: Index, n: int, context: Sequence[int] = ()) -> None:
         self.index, self.n = index, n
         self.recent = list(context)[-(n - 1) :]
-        self.yielded = 0
 
     @property
     def over(self) -> bool:
@@ -220,7 +224,6 @@ class NoCopy:
         first = len(self.index.vocabulary.symbols)
         mask[:first] = True
         if not mask[first:].any():
-            self.yielded += 1
             return None
         return torch.from_numpy(mask)
 

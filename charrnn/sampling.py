@@ -9,7 +9,8 @@ Axes: T time, B batch (one row a sample), V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +159,43 @@ def opening(vocabulary: Vocabulary, prime_ids: Sequence[int]) -> list[int]:
     return list(prime_ids) or [vocabulary.id(start)]
 
 
+State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H)
+
+
+def read(model: nn.Module, ids: Sequence[int]) -> tuple[Tensor, State]:
+    """Read what stands before a text: the logits of what comes next, (1, V), and the state to go on from."""
+    device = next(model.parameters()).device
+    state = None
+    for window in torch.split(torch.tensor(ids, device=device), PRIME_WINDOW):
+        logits, state = model(window.unsqueeze(-1), state)  # (T, 1, V)
+    return logits[-1], state or ()
+
+
+def rows_of(state: State, rows: Tensor) -> State:
+    """The state that goes on from some rows, in their order; a row may be taken more than once. rows (B,) int64."""
+    return tuple(tuple(s.index_select(0, rows.to(s.device)) for s in layer) for layer in state)
+
+
+def finite_scores(logits: Tensor) -> Tensor:
+    """What a draw is made from: (B, V) of its own, in float64 on the CPU. Raises UserError for a model that is no use."""
+    scores = logits.to("cpu", torch.float64, copy=True)
+    if not math.isfinite(float(scores.sum())):
+        remedy = "its training diverged, so sample from an earlier checkpoint"
+        raise UserError(f"the model answers with numbers that are not finite; expected finite logits; {remedy}")
+    return scores
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode, and then again as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.inference_mode()
 def run_on(model: nn.Module, ids: Sequence[int], rows: int, choose: Callable[[Tensor], Tensor]) -> Generator[Tensor, None, None]:
     """Read `ids`, then write on in `rows` rows, without end. Yields what each row writes next, (B,).
@@ -166,18 +204,12 @@ def run_on(model: nn.Module, ids: Sequence[int], rows: int, choose: Callable[[Te
     step until the generator is closed, and then again as it was.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        state = None
-        for window in torch.split(torch.tensor(ids, device=device), PRIME_WINDOW):
-            logits, state = model(window.unsqueeze(-1), state)  # (T, 1, V)
+    with evaluating(model):
+        logits, state = read(model, ids)
         # One prime, many continuations: what was read once is everyone's beginning.
-        logits = logits[-1:].expand(-1, rows, -1)
-        state = tuple(tuple(s.expand(rows, -1).contiguous() for s in layer) for layer in state or ())
+        logits, state = logits.expand(rows, -1), rows_of(state, torch.zeros(rows, dtype=torch.long))
         while True:
-            drawn = choose(logits[-1].to("cpu", torch.float64, copy=True))  # (B, V) -> (B,)
+            drawn = choose(finite_scores(logits))  # (B, V) -> (B,)
             yield drawn
-            logits, state = model(drawn.unsqueeze(0).to(device), state)  # (1, B, V)
-    finally:
-        model.train(training)
+            steps, state = model(drawn.unsqueeze(0).to(device), state)  # (1, B, V)
+            logits = steps[-1]

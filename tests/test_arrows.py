@@ -32,17 +32,20 @@ LEFT = {
     "constraints": "",
     "fetching": "lock",
     "novelty": "checkpoint data run_directory",
+    "prosody": "",
+    "verse": "data constraints prosody",
     "tasks": "config metrics ops layers models data sampling",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data tasks",
     "scoring": "data evaluation metrics tasks",
     "generation": "data sampling constraints",
+    "search": "data sampling constraints",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "tasks evaluation finetuning",
     "cli": "config metrics device ops models data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "fetching inspecting",
+    "fetching inspecting verse search",
     "__main__": "cli",
 }
 

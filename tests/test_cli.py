@@ -718,7 +718,8 @@ class TestBugs:
         said = run("train", "--config", config)
         assert said.code == 1 and said.err.startswith("charrnn: error: out of memory; lower train.batch_size")
         monkeypatch.setattr("charrnn.checkpoint.find_model", full)
-        assert run("sample").err == "charrnn: error: out of memory; lower --num-samples, shorten the prime, or set --device cpu\n"
+        remedy = "lower --num-samples, --best-of or --beam-width, shorten the prime, or set --device cpu"
+        assert run("sample").err == f"charrnn: error: out of memory; {remedy}\n"
         assert run("eval").err == "charrnn: error: out of memory; set --device cpu, or end other programs\n"
 
     def test_ctrl_c(self, run: Run, monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
