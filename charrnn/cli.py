@@ -174,14 +174,18 @@ def evaluate(
     """Measure how well a model predicts a text."""
     from charrnn import evaluation
     from charrnn.config import build_config
-    from charrnn.data.corpus import read_text
+    from charrnn.data.formats import read_file
 
     loaded, network = _load(model, device)
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
     settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
     config = build_config(settings, str(loaded.path), set_ or [])
     if file:
-        stream = evaluation.text_stream(loaded.vocabulary, read_text(file, config.data.encoding), config.data.documents)
+        reading = read_file(config.data, file, documents=loaded.vocabulary.end is not None)
+        reading.settle()
+        for note in reading.notes():
+            _warn(note)
+        stream = evaluation.documents_stream(loaded.vocabulary, reading.pieces())
         total, what = None, str(file)
     else:
         corpus = _corpus_of(loaded, config)

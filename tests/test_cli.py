@@ -181,7 +181,9 @@ class TestTextMistakes:
 
     def test_not_text(self, run: Run, config: Path) -> None:
         (config.parent / "text.txt").write_bytes("春眠不觉晓".encode("gb18030"))
-        assert_mistake(run("train", "--config", config), "not utf-8 at byte 0", "gb18030", "data.encoding")
+        assert_mistake(run("train", "--config", config, "--set", "data.encoding=utf-8"), "not utf-8 at byte 0", "gb18030", "data.encoding")
+        (config.parent / "text.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+        assert_mistake(run("train", "--config", config), "text.txt: not utf-8 at byte 0", "is it text at all?")
 
     def test_nothing_of_a_run_is_left(self, run: Run, config: Path) -> None:
         (config.parent / "text.txt").write_text("")
