@@ -542,3 +542,32 @@ class TestEnds:
             process.send_signal(signal.SIGTERM)
             process.communicate()
         assert process.returncode == 143
+
+
+class TestTextOfEveryKind:
+    def test_what_was_found_out_is_said(self, run: Run, config: Path) -> None:
+        text = config.parent / "text.txt"
+        text.write_bytes("秦川雄帝宅，函谷壮皇居。\n".encode("gb18030") * 40)
+        said = run("train", "--config", config, "--dry-run", "--set", "data.filters.drop_lines_with=□")
+        assert f"{text}: read as gb18030, which was detected; if that is wrong, set data.encoding\n" in said.out
+
+    def test_poems_from_json_to_a_score(self, run: Run, config: Path) -> None:
+        """A text beside the corpus is read in its format, and without its filters."""
+        poems = [{"title": f"题{n}", "author": "某", "paragraphs": ["床前明月光，", "疑是地上霜。"]} for n in range(30)]
+        path = config.parent / "poems.json"
+        path.write_text(json.dumps(poems))
+        asked = ["--set", f"data.path={path}", "--set", 'data.template="{author}\\n{body}"', "--set", "data.filters.min_length=3"]
+        said = run("train", "--config", config, *asked)
+        assert f"{path}: read as chinese_poetry, by name and content; for plain text set data.format: text\n" in said.out
+        assert "30 documents in 1 file" in said.out
+        other = config.parent / "other.json"
+        other.write_text(json.dumps([*poems[:1], {"title": "短", "author": "", "paragraphs": ["霜"]}]))
+        scored = run("eval", config.parent / "run", "--file", other, "--json")
+        assert json.loads(scored.out)["chars"] == len("某\n床前明月光，\n疑是地上霜。") + 1 + len("霜") + 1
+        assert "warning" in scored.err and "other.json: read as chinese_poetry" in scored.err
+
+    def test_a_mistake_in_a_record_is_one_line(self, run: Run, config: Path) -> None:
+        path = config.parent / "poems.json"
+        path.write_text(json.dumps([{"title": "a", "paragraphs": ["b"]}, {"title": "c"}]))
+        said = run("train", "--config", config, "--set", f"data.path={path}")
+        assert_mistake(said, f"{path}: record 2 (line 1): no field 'paragraphs', which data.format names; its fields are title")

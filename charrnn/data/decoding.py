@@ -18,7 +18,7 @@ FOREIGN = ("gb18030", "big5", "shift_jis", "cp1252")  # what text that is not UT
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 MESS = 0.5  # above this share of unlikely characters, charset-normalizer's, nothing is proposed
 FEW = 64  # bytes outside ASCII: what they show of an encoding may be chance
-DAMAGED = 8  # characters of UTF-8 before the first byte that is none: it is UTF-8, and damaged
+DAMAGED = 16  # bytes more than there are characters, in UTF-8 before the first byte that is none: it is UTF-8, and damaged
 LATIN_SHARE = 0.25  # of the bytes outside ASCII: text in Latin letters has fewer, Chinese and Japanese more
 
 
@@ -107,25 +107,24 @@ def detect(source: Source, neighbour: str | None = None) -> str:
     if wide and _decodes(_pieces(source), wide):
         return wide
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = characters = 0
+    offset = surplus = 0
     ascii = True
     for piece in _pieces(source):
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
-            characters += sum(not c.isascii() for c in error.object[: error.start].decode("utf-8", "ignore"))
+            surplus += error.start - len(error.object[: error.start].decode("utf-8"))
             where = offset - pending + error.start
             break
         if ascii and not piece.isascii():
             ascii = False
-        if characters < DAMAGED and not ascii:
-            characters += sum(not c.isascii() for c in text)
+        surplus += len(piece) - len(text)
         offset += len(piece)
     else:
         return "ascii" if ascii else "utf-8"
     sample = _telling_lines(source)
-    fitting = [] if characters >= DAMAGED or b"\0" in start else [name for name in FOREIGN if _decodes(_pieces(source), name)]
+    fitting = [] if surplus >= DAMAGED or b"\0" in start else [name for name in FOREIGN if _decodes(_pieces(source), name)]
     if neighbour in fitting and _high(sample) < FEW:
         return neighbour
     likeliest = _likeliest(sample, fitting)

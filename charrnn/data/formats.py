@@ -188,8 +188,9 @@ class _Work:
         return _batched(self._documents(records, name, _Template(self.config.template, kind)))
 
     def _documents(self, records: Iterable[Record], name: str, template: _Template) -> Iterator[str]:
+        asker = "data.field" if self.config.field else "data.format" if template.kind == "chinese_poetry" else "its first record"
         for record in records:
-            body = record.text(record.body, name, "data.field")
+            body = record.text(record.body, name, asker)
             if not body.strip():
                 self.blank += 1
                 continue
@@ -227,7 +228,7 @@ class _Template:
         self.lines = [_FIELD.split(line) for line in text.split("\n")]  # text, field, text, field, … text
         if not any(len(parts) > 1 for parts in self.lines):
             raise DataError(f"data.template {text!r}: names no field; expected one such as '{{title}}\\n{{body}}'")
-        self.is_body = text == "{body}"
+        self.kind, self.is_body = kind, text == "{body}"
 
     def fill(self, record: Record, body: str, name: str) -> str:
         if self.is_body:

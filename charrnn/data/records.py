@@ -40,25 +40,23 @@ class Record(NamedTuple):
         return field == self.body or (field == "body" and "body" not in self.fields)
 
     def text(self, field: str, name: str, asker: str) -> str:
-        """A field as text. `asker` is what wants it."""
+        """A field as text; nothing where it is null. `asker` is what wants it, for an error."""
         if self.names_body(field):
             field = self.body
-        if field not in self.fields:
-            known = ", ".join(self.fields)
-            hint = did_you_mean(field, self.fields)
-            raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
-        return self._as_text(field, self.fields[field], name)
-
-    def _as_text(self, field: str, value: Any, name: str) -> str:
+        value = self.fields.get(field)
         if isinstance(value, str):
             return value
-        if value is None:
-            return ""
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             return "\n".join(value)
         if isinstance(value, (bool, int, float)):
             return json.dumps(value)
-        raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")
+        if field not in self.fields:
+            known = ", ".join(self.fields)
+            hint = did_you_mean(field, self.fields)
+            raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
+        if value is not None:
+            raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")
+        return ""
 
 
 def title_body(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
@@ -97,7 +95,6 @@ def chinese_poetry(texts: Iterable[str], name: str, config: DataConfig) -> Itera
     """The JSON of chinese-poetry: `paragraphs`, with `title` or `rhythmic`, and `author`."""
     for number, (line, value) in enumerate(json_objects(texts, name), start=1):
         record = Record(number, line, value, "paragraphs")
-        record.text("paragraphs", name, "data.format: chinese_poetry")
         if "title" not in value and "rhythmic" in value:
             record = record._replace(fields=value | {"title": value["rhythmic"]})
         yield record
@@ -119,9 +116,7 @@ def jsonl(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Recor
         if not isinstance(value, dict):
             raise DataError(f"{name}: line {at}: holds {short(value)}; expected an object such as {{\"text\": …}}")
         body = body or text_field(list(value), name)
-        record = Record(number, at, value, body)
-        record.text(body, name, "data.field" if config.field else "its first record")
-        yield record
+        yield Record(number, at, value, body)
 
 
 def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iterator[Record]]:
