@@ -19,6 +19,7 @@ MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe",
 MESS = 0.5  # above this share of unlikely characters, charset-normalizer's, nothing is proposed
 FEW = 64  # bytes outside ASCII: what they show of an encoding may be chance
 DAMAGED = 16  # bytes more than there are characters, in UTF-8 before the first byte that is none: it is UTF-8, and damaged
+KANA_SHARE = 0.2  # of the characters outside ASCII: Japanese is full of hiragana; Chinese read as Shift-JIS, of half-width katakana
 LATIN_SHARE = 0.25  # of the bytes outside ASCII: text in Latin letters has fewer, Chinese and Japanese more
 
 
@@ -158,6 +159,14 @@ def _likeliest(sample: bytes, fitting: list[str]) -> str | None:
         ).best()
         if match is not None:
             found[name] = match.chaos, -match.coherence
+        if name == "shift_jis":
+            characters = [c for c in whole.decode(name) if not c.isascii()]
+            hiragana = sum("\u3041" <= c <= "\u3096" for c in characters)
+            half_width = sum("\uff61" <= c <= "\uff9f" for c in characters)
+            if hiragana > KANA_SHARE * len(characters):
+                return name
+            if half_width > KANA_SHARE * len(characters) and len(fitting) > 1:
+                found.pop(name, None)
     if "cp1252" in found and found["cp1252"][0] == min(found.values())[0] and _high(sample) < LATIN_SHARE * len(sample):
         return "cp1252"  # a few letters with accents are a few Chinese characters too
     return min(found, key=lambda name: found[name], default=None)

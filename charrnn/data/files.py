@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import lzma
 import os
 import re
 import sysconfig
@@ -68,6 +69,7 @@ class Source:
 
     path: Path
     member: str | None = None
+    archive: zipfile.ZipFile | None = None  # open, for its directory may name thousands of members
 
     @property
     def name(self) -> str:
@@ -87,17 +89,17 @@ class Source:
     def opened(self, on_bytes: OnBytes | None = None) -> Iterator[Readable]:
         """Its bytes, unpacked. Raises DataError, also in the midst of reading, where they cannot be had or unpack to far too many."""
         try:
-            with open(self.path, "rb") as raw:
-                if self.member is None:
+            if self.archive is None or self.member is None:
+                with open(self.path, "rb") as raw:
                     counted = _Counted(raw, on_bytes)
                     yield _Unpacked(counted, self.name) if kind(self.path) == "gz" else counted
-                    return
-                with zipfile.ZipFile(raw) as archive, archive.open(self.member) as inside:
-                    member = _Counted(cast(BinaryIO, inside))
-                    yield _Unpacked(member, self.name) if self.member.lower().endswith(".gz") else member
-                    if on_bytes:
-                        on_bytes(archive.getinfo(self.member).compress_size)
-        except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
+                return
+            with self.archive.open(self.member) as inside:
+                member = _Counted(cast(BinaryIO, inside))
+                yield _Unpacked(member, self.name) if self.member.lower().endswith(".gz") else member
+            if on_bytes:
+                on_bytes(self.archive.getinfo(self.member).compress_size)
+        except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             what = "zip archive" if self.member is not None else "gzip file"
             raise DataError(f"{self.name}: not a whole {what} ({error}); unpack it by hand or fetch it again") from None
         except NotImplementedError as error:
@@ -125,8 +127,8 @@ def sources(files: list[Path]) -> list[Source]:
 
 def _members(path: Path) -> list[Source]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
+        archive = zipfile.ZipFile(path)  # closed with the last of its sources
+        members = [info for info in archive.infolist() if not info.is_dir()]
         size = path.stat().st_size
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path}: not a whole zip archive ({error}); unpack it by hand or fetch it again") from None
@@ -144,10 +146,10 @@ def _members(path: Path) -> list[Source]:
         _refuse_bomb(place, info.file_size, info.compress_size)
     # Members may share their packed bytes, so that none is suspect alone.
     _refuse_bomb(f"{path}: its {len(members)} members", sum(info.file_size for info in members), size)
-    shown = [info.filename for info in members if not any(p.startswith((".", "__MACOSX")) for p in info.filename.split("/"))]
+    shown = [info.filename for info in members if not any(p != "." and p.startswith((".", "__MACOSX")) for p in info.filename.split("/"))]
     if not shown:
         raise DataError(f"{path}: the archive holds no files; expected text files in it")
-    return [Source(path, name) for name in sorted(set(shown))]
+    return [Source(path, name, archive) for name in sorted(set(shown))]
 
 
 def _refuse_bomb(place: str, unpacked: int, packed: int) -> None:
