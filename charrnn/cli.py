@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from charrnn.checkpoint import Loaded
-    from charrnn.config import Config
+    from charrnn.config import Config, DataConfig
     from charrnn.data.corpus import Corpus
+    from charrnn.data.files import Source
+    from charrnn.data.formats import Reading
     from charrnn.evaluation import Window
     from charrnn.inspecting import Inspection
     from charrnn.novelty import Index
@@ -266,13 +268,12 @@ def evaluate(
 ) -> None:
     """Measure how well a model predicts a text."""
     from charrnn import evaluation
-    from charrnn.data.corpus import read_text
     from charrnn.metrics import sayable
 
     loaded, network = _load(model, device)
     config = _config_of(loaded, set_)
     if file:
-        stream = evaluation.text_stream(loaded.vocabulary, read_text(file, config.data.encoding), config.data.documents)
+        stream = evaluation.documents_stream(loaded.vocabulary, _reading(loaded, config.data, file).pieces())
         total, what = None, str(file)
     else:
         corpus = _corpus_of(loaded, config)
@@ -320,9 +321,10 @@ def score(
 
     loaded, network = _load(model, device)
     config = _config_of(loaded, set_)
-    in_folder, texts = _texts(text, config.data.encoding)
-    cut = documents or ("files" if in_folder else config.data.documents)
-    scores = scoring.score(network, loaded.vocabulary, _documents(texts, cut))
+    in_folder, texts = _texts(text)
+    cut = documents or ("files" if in_folder else None if loaded.vocabulary.end is not None else config.data.documents)
+    readings = ((name, _reading(loaded, config.data, source, cut)) for name, source in texts)
+    scores = scoring.score(network, loaded.vocabulary, _documents(readings))
     if in_folder if sort is None else sort:
         scores = iter(sorted(scores, key=_by_bits))
     count = chars = unknown = 0
@@ -330,7 +332,7 @@ def score(
         if not as_json and count == 0:
             typer.echo("bits/char    chars  unknown  document", err=True)
         count, chars, unknown = count + 1, chars + found.chars, unknown + found.unknown
-        _print_score(found, as_json, numbered=cut in ("lines", "blank_lines"))
+        _print_score(found, as_json, numbered=(cut or "none") not in ("none", "files"))
     if count == 0:
         raise DataError(f"{printable(text)}: holds nothing but blank text; expected documents to score")
     if not as_json:
@@ -575,8 +577,10 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_inspection(name: str, found: Inspection) -> None:
     files = f"{found.files:,} {'file' if found.files == 1 else 'files'}, {found.bytes:,} bytes"
-    form = "plain text, one stream" if found.is_stream else ", ".join(dict.fromkeys(found.formats))
-    typer.echo(f"{name}: {files}, {form}, {', '.join(dict.fromkeys(found.encodings))}")
+    form = "plain text, one stream" if found.is_stream else ", ".join(found.formats)
+    typer.echo(f"{name}: {files}, {form}, {', '.join(found.encodings)}")
+    for note in found.notes:
+        typer.echo(f"note        {note}")
     typer.echo(f"characters  {found.characters:,}, {found.vocabulary_size:,} distinct, {found.once:,} of them occur once")
     typer.echo("rarest      " + ", ".join(f"{_shown(character)} {count:,}" for character, count in found.rarest))
     for strange in found.strange:
@@ -654,41 +658,42 @@ def _as_read(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _standard_input(encoding: str) -> str:
-    try:
-        return _as_read(sys.stdin.buffer.read().decode(encoding))
-    except LookupError:
-        raise DataError(f"data.encoding {encoding!r}: Python knows no such encoding; try utf-8") from None
-    except UnicodeError as error:
-        at = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
-        raise DataError(f"standard input: not {encoding}{at}; say what it is in with --set data.encoding=…") from None
+def _reading(loaded: Loaded, data: DataConfig, text: Path | Source, documents: str | None = None) -> Reading:
+    """A text of a person's own as the model reads it, or cut into `documents`. What there is to say of it is said."""
+    from charrnn.data.formats import read_file
+
+    reading = read_file(data, text, documents or (None if loaded.vocabulary.end is not None else "none"))
+    reading.settle()
+    for note in reading.notes():
+        _warn(note)
+    return reading
 
 
-def _texts(name: str, encoding: str) -> tuple[bool, Iterator[tuple[str, Iterable[str]]]]:
-    """Whether a folder was named, and the texts that a person named: where each comes from, and its pieces."""
+def _texts(name: str) -> tuple[bool, list[tuple[str, Source]]]:
+    """Whether a folder was named, or an archive, which is one; and the texts that a person named, with what each is called."""
     from charrnn.config import user_path
-    from charrnn.data.corpus import files_in, read_text
+    from charrnn.data.files import Source, files_in, kind, sources
 
     if name == "-":
-        return False, iter([("-", [_standard_input(encoding)])])
+        return False, [("-", Source(Path("standard input"), content=sys.stdin.buffer.read()))]
     path = user_path(name, "the text")
     if not path.exists():
         raise DataError(f"{printable(name)}: no such file or folder; expected a text, a folder of texts, or - for standard input")
-    if not path.is_dir():
-        return False, iter([(name, read_text(path, encoding))])
-    files = files_in(path)
+    if not path.is_dir() and kind(path) != "zip":
+        return False, [(name, Source(path))]
+    files = files_in(path) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{printable(name)}: the folder holds no files; expected texts to score")
-    return True, ((str(file), read_text(file, encoding)) for file in files)
+    return True, [(source.name, source) for source in sources(files)]
 
 
-def _documents(texts: Iterable[tuple[str, Iterable[str]]], cut: str) -> Iterator[Document]:
+def _documents(readings: Iterable[tuple[str, Reading]]) -> Iterator[Document]:
     from charrnn.scoring import documents_of
 
     with _bar(" documents", None) as bar:
-        for source, pieces in texts:
+        for source, reading in readings:
             number = 0
-            for document in documents_of(source, pieces, cut):
+            for document in documents_of(source, reading):
                 number = document.number
                 yield document
                 bar.update()
@@ -720,7 +725,7 @@ def _index_of(loaded: Loaded, file: Path | None) -> Index:
     from charrnn import novelty
 
     if file:
-        return novelty.index_of(file, loaded.vocabulary, loaded.config.data.encoding, loaded.config.data.documents)
+        return novelty.index_of(_reading(loaded, loaded.config.data, file), loaded.vocabulary)
     index, warnings = novelty.kept_index(loaded.path, loaded.vocabulary)
     for warning in warnings:
         _warn(warning)

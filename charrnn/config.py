@@ -64,6 +64,9 @@ ALIASES = {
 EXPECTED = {
     "device": "auto, cpu, mps, cuda or cuda:N",
     "data.path": "a path or a list of paths; in quotes if it looks like something else",
+    "data.filters.author": "a name or a list of names",
+    "data.filters.form": "五绝, 七绝, 五律, 七律, lines x characters as 4x7, or a list of them",
+    "data.filters.drop_lines_with": "a character, some text, or a list of them",
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
 }
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
@@ -102,11 +105,36 @@ class VocabularyConfig(Section):
     end: bool = False  # has a symbol for the end of a document even where the text is a stream; --init-from sets it likewise
 
 
+class FiltersConfig(Section):
+    """Which documents are left out. Lengths are those of the document as the model reads it."""
+
+    min_length: Count | None = None  # characters
+    max_length: Count | None = None
+    author: Text | list[Text] | None = None  # only by one of these
+    form: Text | list[Text] | None = None  # only regular verse: 五绝, 七绝, 五律, 七律 or lines x characters as 4x7
+    drop_duplicates: bool = False  # keep the first of those that are the same
+    drop_lines_with: Text | list[Text] = []  # leave out lines that hold one of these, such as □
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FiltersConfig:
+        if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}; no document is both")
+        return self
+
+
 class DataConfig(Section):
     source: Literal["files", "python-stdlib"] = "files"  # python-stdlib: the running Python's own library, on every machine
-    path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz; relative to where the command runs
-    encoding: Text = "utf-8"
-    documents: Literal["none", "lines", "blank_lines", "files"] = "none"  # none: one stream of text
+    path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz or .zip; relative to where the command runs
+    encoding: Text = "auto"  # auto: UTF-8, else the likeliest, and the run says which
+    documents: Literal["none", "lines", "blank_lines", "files"] | None = None  # of plain text; none: one stream of it
+    format: Literal[
+        "auto", "text", "lines", "title_body", "blank_lines", "pattern", "chinese_poetry", "jsonl", "csv", "tsv", "lrc"
+    ] = "auto"  # auto: what names and contents show beyond doubt, else plain text; the run says which
+    field: Text | None = None  # of jsonl, csv and tsv: where the text is
+    pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
+    template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
+    script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it
+    filters: FiltersConfig = FiltersConfig()
     val_fraction: Fraction = 0.1  # the end of a stream; documents by seed
     test_fraction: Fraction = 0.0
     vocabulary: VocabularyConfig = VocabularyConfig()
@@ -115,7 +143,31 @@ class DataConfig(Section):
     @property
     def separator(self) -> str:
         """What is written between two documents, so that the text reads as the corpus did."""
-        return "\n" if self.documents == "lines" else "\n\n"
+        return "\n" if "lines" in (self.documents, self.format) else "\n\n"
+
+    @field_validator("pattern", mode="after")
+    @classmethod
+    def _regular(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{short(value)} is no regular expression ({error}); expected one such as '^X:'") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_format(self) -> DataConfig:
+        if self.documents is not None and self.format not in ("auto", "text"):
+            raise ValueError(f"documents: {self.documents} is of plain text, and format is {self.format}; leave one of them out")
+        if self.source != "files" and self.format not in ("auto", "text"):
+            raise ValueError(f"source: {self.source} is plain text, and format is {self.format}; leave one of them out")
+        if self.pattern is not None and (self.format not in ("auto", "pattern") or self.documents is not None):
+            other = f"format is {self.format}" if self.documents is None else f"documents is {self.documents}"
+            raise ValueError(f"pattern {self.pattern!r} is given, and {other}; set format: pattern, or leave pattern out")
+        if self.format == "pattern" and self.pattern is None:
+            raise ValueError("format: pattern needs pattern, a regular expression for the line that begins a document, such as '^X:'")
+        if self.field is not None and (self.format not in ("auto", "jsonl", "csv", "tsv") or self.documents is not None):
+            raise ValueError(f"field {self.field!r} is of jsonl, csv and tsv; set format to one of them, or leave field out")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charrnn.data.batch import IGNORED
-from charrnn.data.corpus import Corpus, Ids, split_documents
+from charrnn.data.corpus import Corpus, Ids
+from charrnn.data.documents import split_documents
 from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -80,7 +81,13 @@ class Window(NamedTuple):
 
 def text_stream(vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none") -> Iterator[Window]:
     """A text, or its pieces one after the other, as one stream. `documents` is data.documents of the model's config."""
-    characters = _characters([text] if isinstance(text, str) else text, documents if vocabulary.end is not None else "none")
+    pieces = [text] if isinstance(text, str) else text
+    return documents_stream(vocabulary, split_documents(pieces, documents if vocabulary.end is not None else "none"))
+
+
+def documents_stream(vocabulary: Vocabulary, pieces: Iterable[tuple[str, list[int]]]) -> Iterator[Window]:
+    """Pieces of text, each with the places in it behind which a document closes, as one stream."""
+    characters = _characters(pieces)
     while window := list(islice(characters, WINDOW)):
         # "" is the end of a document, which only a vocabulary that has one meets.
         yield Window(window, [vocabulary.id(c) if c else vocabulary.end or 0 for c in window])
@@ -173,9 +180,9 @@ def _split_windows(corpus: Corpus, ids: Ids) -> Iterator[Window]:
     corpus.forget_pages()
 
 
-def _characters(pieces: Iterable[str], documents: str) -> Iterator[str]:
+def _characters(pieces: Iterable[tuple[str, list[int]]]) -> Iterator[str]:
     """The text without what stands between documents, and "" where one ends."""
-    for text, closes in split_documents(pieces, documents):
+    for text, closes in pieces:
         start = 0
         for close in closes:
             yield from text[start:close]

@@ -11,18 +11,17 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from charrnn.config import DataConfig
-from charrnn.data.corpus import _code_points, find_files, read_text, split_documents
+from charrnn.data.corpus import _code_points
+from charrnn.data.formats import read_documents
 from charrnn.data.forms import form_of
 from charrnn.data.vocabulary import CODE_POINTS
-from charrnn.errors import DataError
 
 BATCH = 1 << 20  # characters counted together
 SHOWN = 3  # documents drawn by chance
@@ -51,8 +50,9 @@ class Sample:
 class Inspection:
     files: int
     bytes: int
-    formats: list[str]
+    formats: list[str]  # each once, as training finds them
     encodings: list[str]
+    notes: list[str]  # on how it is read, as training says them
     is_stream: bool
     documents: int  # 0 for a stream
     characters: int
@@ -69,54 +69,17 @@ class Inspection:
     samples: list[Sample]
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A text as the model will read it: whole documents, or the pieces of a stream."""
-
-    files: int
-    bytes: int
-    formats: list[str]
-    encodings: list[str]
-    is_stream: bool
-    texts: Iterator[str]
-
-
-def _open(config: DataConfig) -> _Opened:
-    """The one place that knows how documents are read."""
-    files = find_files(config)
-    pieces = chain.from_iterable(split_documents(read_text(path, config.encoding), config.documents) for path in files)
-    return _Opened(
-        files=len(files),
-        bytes=sum(path.stat().st_size for path in files),
-        formats=[config.documents],
-        encodings=[config.encoding],
-        is_stream=config.documents == "none",
-        texts=_whole(pieces) if config.documents != "none" else (text for text, _ in pieces if text),
-    )
-
-
-def _whole(pieces: Iterator[tuple[str, list[int]]]) -> Iterator[str]:
-    opened: list[str] = []
-    for text, closes in pieces:
-        begin = 0
-        for close in closes:
-            opened.append(text[begin:close])
-            yield "".join(opened)
-            opened, begin = [], close
-        opened.append(text[begin:])
-
-
 def inspect(config: DataConfig, seed: int = 1, progress: Callable[[int], None] | None = None) -> Inspection:
     """Read the text once. `progress` hears how many characters came. Raises DataError where it cannot be read or is empty."""
-    opened = _open(config)
+    reading = read_documents(config)
     histogram = np.zeros(CODE_POINTS, dtype=np.int64)
     lengths: Counter[int] = Counter()  # so many lengths that differ need a text as long as their sum
     forms: Counter[str] = Counter()
     hashes = array("Q")
     chance, samples = random.Random(seed), list[Sample]()
     batch, waiting, characters, passages = list[str](), 0, 0, 0
-    for number, text in enumerate(opened.texts, start=1):
-        if opened.is_stream:
+    for number, text in enumerate(reading, start=1):
+        if reading.is_stream:
             for first in range(0, len(text), PASSAGE):
                 passages += 1
                 _draw(samples, passages, chance, Sample(characters + first + 1, text[first : first + PASSAGE]))
@@ -136,15 +99,16 @@ def inspect(config: DataConfig, seed: int = 1, progress: Callable[[int], None] |
                 progress(characters)
     _count(histogram, batch)
     if not characters:
-        raise DataError(f"{config.path}: empty; expected text to learn from")
+        raise reading.emptiness()
     points = np.flatnonzero(histogram)
     rare = sorted(points.tolist(), key=lambda point: (histogram[point], point))[:RAREST]
     return Inspection(
-        files=opened.files,
-        bytes=opened.bytes,
-        formats=opened.formats,
-        encodings=opened.encodings,
-        is_stream=opened.is_stream,
+        files=len(reading.files),
+        bytes=sum(path.stat().st_size for path in reading.files),
+        formats=list(dict.fromkeys(reading.formats)),
+        encodings=list(dict.fromkeys(reading.encodings or [])),
+        notes=reading.notes(),
+        is_stream=reading.is_stream,
         documents=sum(lengths.values()),
         characters=characters,
         vocabulary_size=len(points),

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from charrnn.checkpoint import WriteError, write_atomically
-from charrnn.data.corpus import Ids, encode_text, read_text
+from charrnn.data.corpus import Ids, encode_text
+from charrnn.data.formats import Reading
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError
 from charrnn.run_directory import TEXT, TEXT_INDEX
@@ -242,11 +243,11 @@ def keep_text(path: Path, ids: Ids, vocabulary: Vocabulary) -> None:
     _write_array(path, ids, {"format": FORMAT, "vocabulary": vocabulary.to_json()})
 
 
-def index_of(path: Path, vocabulary: Vocabulary, encoding: str, documents: str) -> Index:
-    """The index of a text file. Raises DataError where it cannot be read, or is no text of this model's."""
-    ids = encode_text(vocabulary, read_text(path, encoding), documents)
+def index_of(reading: Reading, vocabulary: Vocabulary) -> Index:
+    """The index of a text. Raises DataError where it cannot be read, or is no text of this model's."""
+    ids = encode_text(vocabulary, reading.pieces())
     if not np.any(ids >= len(vocabulary.symbols)):
-        raise DataError(f"--novelty-text {path}: holds no character that the model knows; expected the text that it was trained on")
+        raise DataError(f"--novelty-text {reading.name}: holds no character that the model knows; expected the text that it was trained on")
     return Index(ids, vocabulary)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from charrnn.data.corpus import find_files
+from charrnn.data.files import find_files
 from charrnn.device import resolve_precision
 from charrnn.gradients import shard_count
 from charrnn.models.char_rnn import count_parameters

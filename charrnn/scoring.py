@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from charrnn.data.batch import IGNORED
-from charrnn.data.corpus import split_documents
+from charrnn.data.documents import assembled, split_documents
+from charrnn.data.formats import Reading
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.evaluation import WINDOW, surprisal
 from charrnn.metrics import Tally
@@ -63,20 +64,10 @@ class Score:
         return figures | read
 
 
-def documents_of(source: str, pieces: Iterable[str], documents: str) -> Iterator[Document]:
-    """The documents of one text, which comes in pieces. `documents` is as in data.documents; `none` is the whole text, as `files` is.
-
-    What is blank is no document.
-    """
-    parts: list[str] = []
-    number = 0
-    for text, closes in split_documents(pieces, "files" if documents == "none" else documents):
-        start = 0
-        for close in closes:
-            number += 1
-            yield Document(source, number, "".join([*parts, text[start:close]]))
-            parts, start = [], close
-        parts.append(text[start:])
+def documents_of(source: str, reading: Reading) -> Iterator[Document]:
+    """The documents of one text; a stream is one as a whole. What is blank is none."""
+    texts = assembled(split_documents(reading, "files"), source) if reading.is_stream else iter(reading)
+    return (Document(source, number, text) for number, text in enumerate(texts, start=1))
 
 
 def score(model: nn.Module, vocabulary: Vocabulary, documents: Iterable[Document]) -> Iterator[Score]:

@@ -185,7 +185,9 @@ class TestTextMistakes:
 
     def test_not_text(self, run: Run, config: Path) -> None:
         (config.parent / "text.txt").write_bytes("春眠不觉晓".encode("gb18030"))
-        assert_mistake(run("train", "--config", config), "not utf-8 at byte 0", "gb18030", "data.encoding")
+        assert_mistake(run("train", "--config", config, "--set", "data.encoding=utf-8"), "not utf-8 at byte 0", "gb18030", "data.encoding")
+        (config.parent / "text.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+        assert_mistake(run("train", "--config", config), "text.txt: not utf-8 at byte 0", "is it text at all?")
 
     def test_nothing_of_a_run_is_left(self, run: Run, config: Path) -> None:
         (config.parent / "text.txt").write_text("")
@@ -304,7 +306,7 @@ class TestNovelty:
         from charrnn.novelty import keep_text
 
         vocabulary = load_model(model).vocabulary
-        keep_text(model.with_name("text.safetensors"), encode_text(vocabulary, [TEXT], "none"), vocabulary)
+        keep_text(model.with_name("text.safetensors"), encode_text(vocabulary, [(TEXT, [])]), vocabulary)
         return model
 
     @pytest.fixture
@@ -459,7 +461,10 @@ class TestScore:
         from_file = run("score", "text.gb", "-m", model, "--json", "--set", "data.encoding=gb18030").out
         piped = given("The fox\r\n狐".encode("gb18030"), "--json", "--set", "data.encoding=gb18030").out
         assert json.loads(piped) == json.loads(from_file) | {"file": "-"}
-        assert_mistake(given(b"ab\xff"), "standard input: not utf-8 at byte 2; say what it is in with --set data.encoding=…")
+        found = given("The fox\n狐狸和懒狗，狐狸跳过了懒狗。狐狸在这里".encode("gb18030"))
+        assert found.code == 0 and "狐狸和懒狗" in found.out
+        assert "warning: standard input: read as gb18030, which was detected; if that is wrong, set data.encoding\n" in found.err
+        assert_mistake(given(b"ab\xff", "--set", "data.encoding=utf-8"), "standard input: not utf-8 at byte 2; its bytes would fit")
         assert_mistake(given(b"ab", "--set", "data.encoding=klingon"), "data.encoding 'klingon': Python knows no such encoding")
         assert (
             given(b"").err == "charrnn: warning: -: blank, so it has no score\ncharrnn: error: -: holds nothing but blank text; expected "
@@ -482,7 +487,7 @@ class TestScore:
         Path("empty").mkdir()
         assert_mistake(run("score", "empty", "-m", model), "empty: the folder holds no files; expected texts to score")
         assert_mistake(run("score", "drafts", "-m", "nowhere"), "nowhere: no such run or model file")
-        (drafts / "deeper/blank.txt").write_bytes(b"\x89PNG\xff")
+        (drafts / "deeper/blank.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
         assert_mistake(run("score", "drafts", "-m", model), "drafts/deeper/blank.txt: not utf-8 at byte 0")
 
 
@@ -784,3 +789,32 @@ class TestEnds:
             process.send_signal(signal.SIGTERM)
             process.communicate()
         assert process.returncode == 143
+
+
+class TestTextOfEveryKind:
+    def test_what_was_found_out_is_said(self, run: Run, config: Path) -> None:
+        text = config.parent / "text.txt"
+        text.write_bytes("秦川雄帝宅，函谷壮皇居。\n".encode("gb18030") * 40)
+        said = run("train", "--config", config, "--dry-run", "--set", "data.filters.drop_lines_with=□")
+        assert f"{text}: read as gb18030, which was detected; if that is wrong, set data.encoding\n" in said.out
+
+    def test_poems_from_json_to_a_score(self, run: Run, config: Path) -> None:
+        """A text beside the corpus is read in its format, and without its filters."""
+        poems = [{"title": f"题{n}", "author": "某", "paragraphs": ["床前明月光，", "疑是地上霜。"]} for n in range(30)]
+        path = config.parent / "poems.json"
+        path.write_text(json.dumps(poems))
+        asked = ["--set", f"data.path={path}", "--set", 'data.template="{author}\\n{body}"', "--set", "data.filters.min_length=3"]
+        said = run("train", "--config", config, *asked)
+        assert f"{path}: read as chinese_poetry, by name and content; for plain text set data.format: text\n" in said.out
+        assert "30 documents in 1 file" in said.out
+        other = config.parent / "other.json"
+        other.write_text(json.dumps([*poems[:1], {"title": "短", "author": "", "paragraphs": ["霜"]}]))
+        scored = run("eval", config.parent / "run", "--file", other, "--json")
+        assert json.loads(scored.out)["chars"] == len("某\n床前明月光，\n疑是地上霜。") + 1 + len("霜") + 1
+        assert "warning" in scored.err and "other.json: read as chinese_poetry" in scored.err
+
+    def test_a_mistake_in_a_record_is_one_line(self, run: Run, config: Path) -> None:
+        path = config.parent / "poems.json"
+        path.write_text(json.dumps([{"title": "a", "paragraphs": ["b"]}, {"title": "c"}]))
+        said = run("train", "--config", config, "--set", f"data.path={path}")
+        assert_mistake(said, f"{path}: record 2 (line 1): no field 'paragraphs', which data.format names; its fields are title")

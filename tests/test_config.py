@@ -464,3 +464,40 @@ def test_deep_nesting(depth: int) -> None:
 def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, home: str, cache: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     assert DataConfig(path="x.txt").cache == cache
+
+
+# How text is read
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        ({"format": "jsonl", "documents": "lines"}, "data: documents: lines is of plain text, and format is jsonl; leave one of them out"),
+        ({"format": "pattern"}, "data: format: pattern needs pattern, a regular expression for the line that begins a document, such as"),
+        ({"format": "csv", "pattern": "^X:"}, "data: pattern '^X:' is given, and format is csv; set format: pattern, or leave pattern out"),
+        ({"documents": "lines", "pattern": "^X:"}, "data: pattern '^X:' is given, and documents is lines; set format: pattern"),
+        ({"pattern": "("}, "data.pattern: '(' is no regular expression (missing ), unterminated subpattern at position 0); expected one"),
+        ({"format": "lrc", "field": "text"}, "data: field 'text' is of jsonl, csv and tsv; set format to one of them, or leave field out"),
+        ({"format": "json"}, "data.format: 'json' is not valid; expected 'auto', 'text', 'lines', 'title_body', 'blank_lines', "),
+        ({"script": "pinyin"}, "data.script: 'pinyin' is not valid; expected 'simplified' or 'traditional'"),
+        ({"filters": {"min_length": 9, "max_length": 8}}, "data.filters: min_length 9 is above max_length 8; no document is both"),
+        ({"filters": {"authors": "x"}}, "data.filters: unknown key 'authors'; did you mean 'author'?"),
+        ({"filters": {"form": 5}}, "data.filters.form: 5 is not valid; expected 五绝, 七绝, 五律, 七律, lines x characters as 4x7"),
+        ({"filters": {"drop_lines_with": ""}}, "data.filters.drop_lines_with: '' is not valid; expected text that is not empty"),
+    ],
+)
+def test_how_text_cannot_be_read(tmp_path: Path, data: dict[str, Any], said: str) -> None:
+    text = yaml.safe_dump({"data": {"path": "a.txt"} | data, "train": {"max_steps": 9}})
+    assert complaint(tmp_path, text).startswith(f"run.yaml: {said}")
+
+
+def test_a_library_has_no_format(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "data: {source: python-stdlib, format: csv}\ntrain: {max_steps: 9}\n")
+    assert said == "run.yaml: data: source: python-stdlib is plain text, and format is csv; leave one of them out"
+
+
+def test_documents_that_were_none_are_none() -> None:
+    """A model that was made before formats were guessed says so, and is read as it was."""
+    assert DataConfig(path="a.txt", documents="none").documents == "none"
+    assert DataConfig(path="a.txt").documents is None
+    assert [DataConfig(path="a.txt", format=kind).separator for kind in ("lines", "blank_lines", "auto")] == ["\n", "\n\n", "\n\n"]

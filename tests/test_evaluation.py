@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from charrnn.config import DataConfig, build_config
-from charrnn.data.corpus import load_corpus, read_text
+from charrnn.data.corpus import load_corpus
+from charrnn.data.decoding import read_text
+from charrnn.data.documents import split_documents
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.evaluation import WINDOW, Window, _characters, evaluate, evaluate_stream, per_char, split_stream, text_stream
@@ -196,7 +198,7 @@ def test_an_even_guess_costs_the_logarithm_of_the_choices() -> None:
 )
 @given(cut=st.integers(0, 14))
 def test_documents_close_wherever_the_text_is_cut(documents: str, text: str, expected: str, cut: int) -> None:
-    assert "".join(character or "$" for character in _characters([text[:cut], text[cut:]], documents)) == expected
+    assert "".join(character or "$" for character in _characters(split_documents([text[:cut], text[cut:]], documents))) == expected
 
 
 def documents_of(stream: Iterable[Window]) -> list[str]:

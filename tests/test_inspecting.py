@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from charrnn import inspecting
 from charrnn.cli import main
-from charrnn.data import corpus
+from charrnn.data import decoding
 from charrnn.data.corpus import load_corpus
 from charrnn.errors import DataError
 from charrnn.inspecting import SHOWN, Inspection, Strange, inspect
@@ -108,16 +109,29 @@ def test_it_is_what_training_reads(tmp_path: Path) -> None:
     assert found.vocabulary_size == len(read.vocabulary.characters)
 
 
+def test_formats_are_found_as_in_training(tmp_path: Path) -> None:
+    path = tmp_path / "poems.txt"
+    path.write_text("".join(f"题{i}：床前明月光，疑是地上霜{i}。\n" for i in range(9)), encoding="gb18030")
+    config = settings(path, filters={"drop_lines_with": "霜3"}, val_fraction=0.0)
+    found, read = inspect(config), load_corpus(config, 1)
+    assert (found.documents, found.formats, found.encodings) == (read.documents, ["title_body"], ["gb18030"]) and found.documents == 8
+    assert found.notes == read.notes and len(found.notes) == 4
+    assert all(re.fullmatch(r"题(\d)\n床前明月光，疑是地上霜\1。", sample.text) for sample in found.samples)
+    path.write_text("题：霜3\n题目：霜3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"poems\.txt: nothing is left of the text; .*2 by drop_lines_with; .*expected filters"):
+        inspect(config)
+
+
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"text\.txt: empty; expected text to learn from"):
         inspected(tmp_path, "")
     with pytest.raises(DataError, match=r"text\.txt: not utf-8 at byte 3; its bytes would fit gb18030"):
-        inspected(tmp_path, "abc床前".encode("gb18030"))
+        inspected(tmp_path, "abc床前".encode("gb18030"), encoding="utf-8")
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspecting, "BATCH", 1 << 14)
-    monkeypatch.setattr(corpus, "PIECE", 1 << 14)
+    monkeypatch.setattr(decoding, "PIECE", 1 << 14)
 
     def peak(copies: int) -> int:
         (tmp_path / "text.txt").write_text((WUJUE + "\n" + QILÜ + "\n") * copies, encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from charrnn.config import DataConfig
 from charrnn.constraints import Constraint, Every
 from charrnn.data.corpus import encode_text, load_corpus
+from charrnn.data.formats import read_file
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError
 from charrnn.generation import generate
@@ -181,15 +182,22 @@ def test_what_is_wrong_with_a_kept_text_is_said(tmp_path: Path) -> None:
 def test_a_text_of_a_persons_is_indexed_as_the_corpus_is(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("abab\n\ncd?cd\ndddd\n", encoding="utf-8")
-    assert index_of(path, LETTERS, "utf-8", "lines").ids.tolist() == ids_of("abab$cd?cd$dddd$")
-    assert encode_text(STREAM, ["ab", "\n\nc"], "lines").tolist() == [2, 3, 1, 1, 4]  # a stream has no documents
+    lines = read_file(DataConfig(path="elsewhere", documents="lines"), path)
+    assert index_of(lines, LETTERS).ids.tolist() == ids_of("abab$cd?cd$dddd$")
+    assert encode_text(STREAM, [("ab", []), ("\n\nc", [])]).tolist() == [2, 3, 1, 1, 4]
     config = DataConfig(path=str(path), documents="blank_lines", val_fraction=0)
     corpus = load_corpus(config, seed=1)
-    given = index_of(path, corpus.vocabulary, "utf-8", "blank_lines")
+    given = index_of(read_file(config, path), corpus.vocabulary)
     assert sorted(given.ids.tolist()) == sorted(corpus.split("train").tolist()) and given.ids.dtype == corpus.ids.dtype
     path.write_text("xyz\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"--novelty-text .*text.txt: holds no character that the model knows"):
-        index_of(path, LETTERS, "utf-8", "lines")
+        index_of(lines, LETTERS)
+
+
+def test_a_text_of_a_persons_may_be_in_a_format(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "abab"}\n{"text": "cd"}\n', encoding="utf-8")
+    assert index_of(read_file(DataConfig(path="elsewhere"), path), LETTERS).ids.tolist() == ids_of("abab$cd$")
 
 
 # Refusing to copy

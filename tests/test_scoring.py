@@ -6,6 +6,7 @@ Axes: T time, B batch.
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from charrnn import scoring
-from charrnn.config import ModelConfig
+from charrnn.config import DataConfig, ModelConfig
+from charrnn.data import decoding
+from charrnn.data.files import Source
+from charrnn.data.formats import read_file
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.evaluation import evaluate_stream, text_stream
 from charrnn.models.char_rnn import CharRNN
@@ -80,6 +84,15 @@ def test_what_cannot_be_scored_has_no_bits() -> None:
     assert ended.bits_per_char is not None and int(ended.tally.count) == 1  # its end
 
 
+def test_documents_of_a_format_and_of_bytes_that_lie_in_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "songs.csv"
+    path.write_text("title,text\nOne,a b\nTwo,c\n", encoding="utf-8")
+    config = DataConfig(path="elsewhere")
+    assert list(documents_of("f", read_file(config, path))) == [Document("f", 1, "a b"), Document("f", 2, "c")]
+    piped = read_file(config, Source(Path("standard input"), content="\ufeffa\r\nb".encode("utf-16-le")))
+    assert list(documents_of("-", piped)) == [Document("-", 1, "a\nb")]
+
+
 @pytest.mark.parametrize(
     "documents, text, expected",
     [
@@ -91,6 +104,12 @@ def test_what_cannot_be_scored_has_no_bits() -> None:
     ],
 )
 @given(cut=st.integers(0, 14))
-def test_documents_wherever_the_text_is_cut(documents: str, text: str, expected: list[str], cut: int) -> None:
-    found = list(documents_of("f", [text[:cut], text[cut:]], documents))
+def test_documents_wherever_the_text_is_cut(
+    documents: str, text: str, expected: list[str], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "PIECE", cut + 1)
+        found = list(documents_of("f", read_file(DataConfig(path="elsewhere"), path, documents)))
     assert found == [Document("f", number, part) for number, part in enumerate(expected, start=1)]

@@ -81,7 +81,8 @@ class LanguageModel:
     def notes(self) -> list[str]:
         wanted, streams = self.config.train, self._train_streams()
         train, val = len(self.corpus.split("train")), len(self.corpus.split("val"))
-        notes = [
+        notes = list(self.corpus.notes)
+        notes += [
             f"{name} {before} shrunk to {after}: the text has only {train:,} characters to train on"
             for name, before, after in (
                 ("batch_size", wanted.batch_size, streams.batch_size),

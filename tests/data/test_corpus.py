@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from charrnn import lock
 from charrnn.config import DataConfig
-from charrnn.data import corpus
-from charrnn.data.corpus import find_files, load_corpus
+from charrnn.data import corpus, decoding
+from charrnn.data.corpus import load_corpus
+from charrnn.data.files import find_files
 from charrnn.errors import DataError, UserError
 
 from .test_documents import documents_at_once
@@ -116,6 +117,7 @@ def test_shuffled_by_the_piece_and_the_block(
     at_once = corpus_of(tmp_path_factory.mktemp("once"), text, **config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PIECE", piece)
+        patch.setattr(decoding, "PIECE", piece)
         patch.setattr(corpus, "BLOCK", block)
         by_the_piece = corpus_of(tmp_path_factory.mktemp("pieces"), text, **config)
     assert np.array_equal(at_once.ids, by_the_piece.ids)
@@ -185,7 +187,7 @@ def test_unusable_text(tmp_path: Path) -> None:
     assert "1 document leaves none to train on; add documents" in refused(tmp_path, "one line", documents="lines")
     assert "no character occurs 9 times" in refused(tmp_path, "abab", vocabulary={"min_count": 9})
     assert "leave only 'a' of its 2 characters" in refused(tmp_path, "aab", vocabulary={"max_size": 1})
-    assert "not utf-8 at byte 2" in refused(tmp_path, b"ab\xff")
+    assert "not utf-8 at byte 2" in refused(tmp_path, b"ab\x81")
 
 
 def test_a_tiny_text_may_go_without_validation(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(root)})
-    monkeypatch.setattr(corpus, "PIECE", 16)
+    monkeypatch.setattr(decoding, "PIECE", 16)
     return root
 
 
@@ -380,11 +382,11 @@ import sys, pathlib
 from charrnn.config import DataConfig
 from charrnn.data import corpus
 encode = corpus._encode
-def encode_together(files, config, seed, into, report):  # the other process is here too before either goes on
+def encode_together(reading, seed, into, report):  # the other process is here too before either goes on
     pathlib.Path(sys.argv[3]).touch()
     while not pathlib.Path(sys.argv[4]).exists():
         pass
-    encode(files, config, seed, into, report)
+    encode(reading, seed, into, report)
 corpus._encode = encode_together
 print(len(corpus.load_corpus(DataConfig(path=sys.argv[1], cache=sys.argv[2], documents="lines"), 1).ids))
 """

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.config import DataConfig
-from charrnn.data import corpus
-from charrnn.data.corpus import read_text, split_documents
+from charrnn.data import corpus, decoding
+from charrnn.data.decoding import read_text
+from charrnn.data.documents import split_documents
 from charrnn.errors import DataError
 
 from .texts import corpus_of, rejoined, whole
@@ -35,7 +36,7 @@ def documents_at_once(text: str, kind: str) -> list[str]:
 
 @pytest.fixture(params=PIECES)
 def tiny_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(corpus, "PIECE", request.param)
+    monkeypatch.setattr(decoding, "PIECE", request.param)
     return int(request.param)
 
 
@@ -48,7 +49,7 @@ def test_reading_by_the_piece_is_reading_at_once(encoding: str, text: str, mark:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "text.txt.GZ" if packed else "text.txt")
         path.write_bytes(gzip.compress(content) if packed else content)
-        patch.setattr(corpus, "PIECE", piece)
+        patch.setattr(decoding, "PIECE", piece)
         assert "".join(read_text(path, encoding)) == expected
 
 

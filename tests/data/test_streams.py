@@ -24,7 +24,8 @@ def counted(count: int, folder: Path, skip: int = 0) -> Corpus:
     (folder / "ids.bin").write_bytes(b"\0\0\0\0")
     vocabulary = Vocabulary(SYMBOLS[:1], "".join(map(chr, range(0x4E00, 0x4E00 + skip + count))))
     mapped = _map(folder / "ids.bin")
-    return Corpus(vocabulary, ids, {"train": (skip, skip + count)}, documents=0, unknown=0, absent="", files=1, contents="", mapped=mapped)
+    ranges = {"train": (skip, skip + count)}
+    return Corpus(vocabulary, ids, ranges, documents=0, unknown=0, absent="", files=1, contents="", notes=[], mapped=mapped)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,310 @@
+"""The formats whose documents have fields: each reader turns a text that comes in pieces into records, one after the other.
+
+A record is as much as is ever in memory. Raises DataError naming file and place where a text is not in its format.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from charrnn.config import DataConfig
+from charrnn.data.documents import LONGEST, lines_of
+from charrnn.errors import DataError, did_you_mean, short
+
+TEXT_FIELDS = ("text", "body", "content", "lyrics", "poem", "verse")  # what others call the column that holds the text
+COLONS = re.compile("[:：]")
+TOKEN = 16  # characters of JSON; an error nearer to the end of a piece may be the cut's
+_STAMP = re.compile(r"\s*\[(\d+):(\d+(?:[.:]\d+)?)\]")
+_WORD_STAMP = re.compile(r"<\d+:\d+(?:[.:]\d+)?>")
+_TAG = re.compile(r"\s*\[([A-Za-z#][\w#]*):([^\]]*)\]\s*$")
+_TAGS = {"ti": "title", "ar": "author"}
+
+
+class Record(NamedTuple):
+    """`fields` as they were found; `body` is the name of the one that holds the text."""
+
+    number: int
+    line: int  # where it begins; 0 where lines do not tell
+    fields: Mapping[str, Any]
+    body: str
+
+    def place(self, name: str) -> str:
+        return f"{name}: record {self.number}" + (f" (line {self.line})" if self.line else "")
+
+    def names_body(self, field: str) -> bool:
+        """Whether a field is the one with the text: `body` is another name of it."""
+        return field == self.body or (field == "body" and "body" not in self.fields)
+
+    def text(self, field: str, name: str, asker: str) -> str:
+        """A field as text; nothing where it is null. `asker` is what wants it, for an error."""
+        if self.names_body(field):
+            field = self.body
+        value = self.fields.get(field)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return "\n".join(value)
+        if isinstance(value, (bool, int, float)):
+            return json.dumps(value)
+        if field not in self.fields:
+            known = ", ".join(self.fields)
+            hint = did_you_mean(field, self.fields)
+            raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
+        if value is not None:
+            raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")
+        return ""
+
+
+def title_body(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    """A document a line, its title before the first colon. A line without a colon has no title."""
+    number = 0
+    for at, line in enumerate(lines_of(texts, name), start=1):
+        if not line or line.isspace():
+            continue
+        number += 1
+        title, *rest = COLONS.split(line, maxsplit=1)
+        yield Record(number, at, {"title": title.strip() if rest else "", "body": (rest[0] if rest else title).strip()}, "body")
+
+
+def pattern(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    """Each line that begins with the pattern begins a document. What stands before the first one belongs to none."""
+    begins = re.compile(config.pattern or "^X:").match
+    number = began = size = 0
+    lines: list[str] = []
+    for at, line in enumerate(lines_of(texts, name), start=1):
+        if begins(line):
+            if number:
+                yield Record(number, began, {"body": "\n".join(lines).rstrip()}, "body")
+            number, began, size = number + 1, at, 0
+            lines = []
+        if number:
+            lines.append(line)
+            size += len(line)
+            if size > LONGEST:
+                raise DataError(f"{name}: line {began}: a document of more than {LONGEST:,} characters; expected another pattern")
+    if number == 0:
+        raise DataError(f"{name}: no line begins with data.pattern {config.pattern!r}; expected one where each document begins")
+    yield Record(number, began, {"body": "\n".join(lines).rstrip()}, "body")
+
+
+def chinese_poetry(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    """The JSON of chinese-poetry: `paragraphs`, with `title` or `rhythmic`, and `author`."""
+    for number, (line, value) in enumerate(json_objects(texts, name), start=1):
+        record = Record(number, line, value, "paragraphs")
+        if "title" not in value and "rhythmic" in value:
+            record = record._replace(fields=value | {"title": value["rhythmic"]})
+        yield record
+
+
+def jsonl(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    """A JSON object a line."""
+    number, body = 0, config.field
+    for at, line in enumerate(lines_of(texts, name), start=1):
+        if not line or line.isspace():
+            continue
+        number += 1
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{name}: line {at}, column {error.colno}: not valid JSON: {error.msg}; expected one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}: line {at}: not valid JSON: {error}; expected one object a line") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{name}: line {at}: holds {short(value)}; expected an object such as {{\"text\": …}}")
+        body = body or text_field(list(value), name)
+        yield Record(number, at, value, body)
+
+
+def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iterator[Record]]:
+    """A reader of CSV, quotes as in a spreadsheet's; or of TSV, in which a quote is a character like others."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+
+    def read(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+        csv.field_size_limit(LONGEST)
+        rows = csv.reader((line + "\n" for line in lines_of(texts, name)), delimiter=delimiter, quoting=quoting, strict=True)
+        header: list[str] = []
+        number, at, body = 0, 1, ""
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise DataError(f"{name}: line {at}: not valid CSV: {error}; expected quotes that close, doubled within quotes") from None
+            if row is None:
+                return
+            if row and not header:
+                header = row
+                twice = next((column for column in row if row.count(column) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{name}: line {at}: two columns are called {short(twice)}; expected a header of different names")
+                body = config.field or text_field(header, name)
+                if body not in header:
+                    columns = ", ".join(header)
+                    raise DataError(f"{name}: line {at}: no column {body!r}, which data.field names; its columns are {columns}")
+            elif row:
+                number += 1
+                if len(row) != len(header):
+                    fields = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
+                    remedy = "put quotes around what holds a comma or a line end" if delimiter == "," else "mend the row"
+                    raise DataError(f"{name}: line {at}: {fields}, and the header has {len(header)}; {remedy}")
+                yield Record(number, at, dict(zip(header, row)), body)
+            at = rows.line_num + 1
+
+    return read
+
+
+def lrc(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    """One song: its lines in the order in which they are sung, each as often as it has timestamps.
+
+    An `[offset:]` is of the lines after it, in milliseconds, and above 0 brings them forward. A line without a timestamp goes with the
+    one before it.
+    """
+    fields = {"title": "", "author": ""}
+    sung: list[tuple[float, str]] = []
+    shift, now, size = 0.0, 0.0, 0
+    for line in lines_of(texts, name):
+        times = []
+        rest = line
+        while match := _STAMP.match(rest):
+            times.append(60 * int(match[1]) + float(match[2].replace(":", ".")) - shift)
+            rest = rest[match.end() :]
+        tag = None if times else _TAG.match(rest)
+        if tag:
+            key, value = tag[1].lower(), tag[2].strip()
+            fields[_TAGS.get(key, key)] = value
+            if key == "offset":
+                shift = _milliseconds(value, name) / 1000
+            continue
+        words = _WORD_STAMP.sub("", rest).strip()
+        if words:
+            sung += [(time, words) for time in times or [now]]
+            size += len(words) * max(1, len(times))
+        if size > LONGEST:
+            raise DataError(f"{name}: a song of more than {LONGEST:,} characters; expected the lyrics of one song in a file")
+        now = times[-1] if times else now
+    sung.sort(key=lambda line: line[0])
+    yield Record(1, 0, fields | {"body": "\n".join(words for _, words in sung)}, "body")
+
+
+def _milliseconds(value: str, name: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise DataError(f"{name}: [offset:{value}]: not a number; expected milliseconds") from None
+
+
+def text_field(names: list[str], place: str) -> str:
+    """The field that holds the text, by its name. Raises DataError where none is called so."""
+    found = next((name for name in TEXT_FIELDS if name in names), None)
+    if found is None:
+        expected = f"{', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
+        raise DataError(f"{place}: no field is called {expected}; set data.field to the one that holds the text: {', '.join(names)}")
+    return found
+
+
+def json_objects(texts: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON array, or the one object that the text is, each with its line; one at a time is in memory."""
+    reader = _Json(texts, name)
+    is_array = reader.next_is("[")
+    number = 0
+    if is_array and reader.next_is("]"):
+        is_array = False
+    elif is_array or not reader.ended:
+        while True:
+            number += 1
+            line, value = reader.value()
+            if not isinstance(value, dict):
+                raise DataError(f"{name}: record {number} (line {line}): holds {short(value)}; expected an object with fields")
+            yield line, value
+            if not (is_array and reader.next_is(",")):
+                break
+    if is_array and not reader.next_is("]"):
+        raise reader.error("Expecting ',' or ']'", reader.at)
+    if not reader.is_over():
+        raise reader.error("Extra data", reader.at)
+
+
+class _Json:
+    """JSON that comes in pieces, and where in it we are."""
+
+    def __init__(self, texts: Iterable[str], name: str) -> None:
+        self.texts, self.name = iter(texts), name
+        self.buffer, self.at = "", 0
+        self.ended = False
+        self.line, self.column, self.known = 1, 1, 0  # where the place `known` of the buffer lies in the text
+        self.decode = json.JSONDecoder().raw_decode
+
+    def next_is(self, character: str) -> bool:
+        """Whether it comes next, behind white space; then it is taken."""
+        self.is_over()
+        found = self.buffer.startswith(character, self.at)
+        self.at += found
+        return found
+
+    def is_over(self) -> bool:
+        """Whether only white space is left."""
+        while True:
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\n\r":
+                self.at += 1
+            if self.at < len(self.buffer):
+                return False
+            if not self._fill():
+                return True
+
+    def value(self) -> tuple[int, Any]:
+        self.is_over()
+        while True:
+            try:
+                value, end = self.decode(self.buffer, self.at)
+            except json.JSONDecodeError as error:
+                is_cut = error.pos >= len(self.buffer) - TOKEN or error.msg.startswith("Unterminated string")
+                if not is_cut or not self._fill():
+                    raise self.error(error.msg, error.pos) from None
+            except (ValueError, RecursionError) as error:
+                raise self.error(str(error), self.at) from None
+            else:
+                self.line, self.column = self._position(self.at)
+                self.known = self.at
+                line, self.at = self.line, end
+                if end > len(self.buffer) // 2:
+                    self._forget()
+                return line, value
+
+    def error(self, problem: str, at: int) -> DataError:
+        line, column = self._position(at)
+        return DataError(f"{self.name}: line {line}, column {column}: not valid JSON: {problem}; mend it there, or fetch the file again")
+
+    def _position(self, at: int) -> tuple[int, int]:
+        lines = self.buffer.count("\n", self.known, at)
+        return self.line + lines, at - self.buffer.rfind("\n", self.known, at) if lines else self.column + at - self.known
+
+    def _forget(self) -> None:
+        self.line, self.column = self._position(self.at)
+        self.buffer, self.at, self.known = self.buffer[self.at :], 0, 0
+
+    def _fill(self) -> bool:
+        """Read on. Whether there was more."""
+        for text in self.texts:
+            if text:
+                self._forget()
+                self.buffer += text
+                if len(self.buffer) > LONGEST + len(text):
+                    problem = f"a record of more than {LONGEST:,} characters; write one a line, as jsonl"
+                    raise DataError(f"{self.name}: line {self.line}: {problem}")
+                return True
+        self.ended = True
+        return False
+
+
+READERS: dict[str, Callable[[Iterable[str], str, DataConfig], Iterator[Record]]] = {
+    "title_body": title_body,
+    "pattern": pattern,
+    "chinese_poetry": chinese_poetry,
+    "jsonl": jsonl,
+    "csv": separated(","),
+    "tsv": separated("\t"),
+    "lrc": lrc,
+}
