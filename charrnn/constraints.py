@@ -78,7 +78,7 @@ def restrict(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
     if not distinct:
         return
     forbidden = torch.stack([mask for _, mask in distinct.values()])  # (distinct masks, V)
-    if None in masks:
+    if any(mask is None for mask in masks):
         forbidden = torch.cat([forbidden, torch.zeros_like(forbidden[:1])])
         places = [len(distinct) if mask is None else place for mask, place in zip(masks, places)]
     logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[places], -math.inf)
