@@ -67,15 +67,16 @@ class Every:
 
 def restrict(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
     """-inf, in place, for what a row's mask does not allow: logits (B, V). Rows that share a mask are masked at once."""
-    distinct: dict[int, tuple[int, Tensor]] = {}  # by identity: its place below, and what it forbids
-    places = [0] * len(masks)
-    for row, mask in enumerate(masks):
-        if mask is not None:
-            places[row], _ = distinct.setdefault(id(mask), (len(distinct), ~mask))
+    distinct: dict[int, Tensor] = {}  # by identity
+    places: dict[int, int] = {}
+    for mask in masks:
+        if mask is not None and id(mask) not in distinct:
+            places[id(mask)] = len(distinct)
+            distinct[id(mask)] = mask
     if not distinct:
         return
-    forbidden = torch.stack([mask for _, mask in distinct.values()])  # (distinct masks, V)
-    if None in masks:
+    forbidden = ~torch.stack(list(distinct.values()))  # (distinct masks, V)
+    if any(mask is None for mask in masks):
+        places[id(None)] = len(forbidden)
         forbidden = torch.cat([forbidden, torch.zeros_like(forbidden[:1])])
-        places = [len(distinct) if mask is None else place for mask, place in zip(masks, places)]
-    logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[places], -math.inf)
+    logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[[places[id(mask)] for mask in masks]], -math.inf)

@@ -115,9 +115,9 @@ def make_plans(
         return Plans(len(vocabulary), sets, forced, tuple(Plan(pattern, None) for pattern in fitting))
     assert lines is not None
     wanted = _forced_rhyme(vocabulary, heard, forced)
-    ends = {id_ for (_, column), id_ in forced.items() if column == LAST}
+    ends = {id_ for (line, column), id_ in forced.items() if column == LAST and (line == 0 or line % 2 == 1)}
     for name in RHYMES:
-        # What must stand somewhere else is no choice for a rhyme; with tones, the rhyming lines are those of level ends.
+        # What must end another of these lines is no choice; with tones, the rhyming lines are those of level ends.
         sets[name] = {i for i, sound in heard.items() if sound.rhyme == name and (tones is None or sound.tone == LEVEL)} - ends
     live, needed = [], lines
     for pattern in fitting:
