@@ -323,7 +323,11 @@ def score(
     config = _config_of(loaded, set_)
     in_folder, texts = _texts(text)
     cut = documents or ("files" if in_folder else None if loaded.vocabulary.end is not None else config.data.documents)
-    readings = ((name, _reading(loaded, config.data, source, cut)) for name, source in texts)
+    readings: Iterable[tuple[str, Reading]] = ((name, _reading(loaded, config.data, source, cut)) for name, source in texts)
+    numbered = cut in ("lines", "blank_lines")
+    if cut is None:
+        readings = list(readings)  # of one text
+        numbered = any(not {"none", "files"}.issuperset(reading.formats) for _, reading in readings)
     scores = scoring.score(network, loaded.vocabulary, _documents(readings))
     if in_folder if sort is None else sort:
         scores = iter(sorted(scores, key=_by_bits))
@@ -332,7 +336,7 @@ def score(
         if not as_json and count == 0:
             typer.echo("bits/char    chars  unknown  document", err=True)
         count, chars, unknown = count + 1, chars + found.chars, unknown + found.unknown
-        _print_score(found, as_json, numbered=(cut or "none") not in ("none", "files"))
+        _print_score(found, as_json, numbered)
     if count == 0:
         raise DataError(f"{printable(text)}: holds nothing but blank text; expected documents to score")
     if not as_json:

@@ -452,6 +452,19 @@ class TestScore:
         best, *_, worst = run("score", "poems.txt", "--model", model, "--documents", "lines", "--sort").out.splitlines()
         assert best.split()[0] == min(row[0] for row in rows) and worst.split()[0] == max(row[0] for row in rows)
 
+    def test_a_file_is_what_a_text_was_for_the_model(self, run: Run, model: Path) -> None:
+        from charrnn.checkpoint import build_model, load_model, save_model
+
+        loaded = load_model(model)
+        ended = dataclasses.replace(loaded.vocabulary, symbols=("unknown", "end"), characters=loaded.vocabulary.characters[1:])
+        save_model(model, build_model(loaded), loaded.config, ended, loaded.step, loaded.metrics)
+        Path("songs.txt").write_text("The dog: fox\nA fox：dog\n", encoding="utf-8")
+        said = run("score", "songs.txt", "-m", model)
+        assert [line.split(maxsplit=3)[3] for line in said.out.splitlines()] == ["songs.txt:1  The dog fox", "songs.txt:2  A fox dog"]
+        assert "warning: songs.txt: read as title_body, by name and content; for plain text set data.format: text\n" in said.err
+        Path("plain.txt").write_text("The dog\nfox\n", encoding="utf-8")
+        assert run("score", "plain.txt", "-m", model).out.split(maxsplit=3)[3] == "plain.txt  The dog fox\n"
+
     def test_standard_input(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def given(raw: bytes, *flags: object) -> Said:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
