@@ -19,6 +19,7 @@ LEFT = {
     "device": "config",
     "interrupt": "",
     "lock": "",
+    "threads": "",
     "ops": "",
     "layers": "ops",
     "models": "config ops layers",
@@ -33,7 +34,8 @@ LEFT = {
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data tasks",
     "generation": "data sampling",
-    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state tasks evaluation",
+    "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state threads "
+    "tasks evaluation",
     "cli": "config metrics device ops models data checkpoint sampling training evaluation generation",
     "__main__": "cli",
 }
