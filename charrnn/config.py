@@ -237,6 +237,7 @@ class TrainConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     accumulate: Count = 1  # windows whose gradients make one step
     shards: Count = 1  # groups of columns, each with a CPU thread of its own; see docs/performance.md for when it pays
+    threads: Count | None = None  # that share a product on a CPU; left out, all there are, and one while other programs hold the cores
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction = 0.0  # weight averaging; the averaged weights are what is evaluated and saved. 0 is off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -44,6 +44,7 @@ from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
 from charrnn.tasks import build_task
 from charrnn.tasks.task import State, Task
+from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
@@ -189,6 +190,9 @@ class Trainer:
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
         self.has_val = can_be_scored(task)
+        # One thread a shard is a number of its own, and a GPU does not care.
+        free = device.type == "cpu" and settings.shards == 1
+        self.threads = Threads(settings.threads if free else torch.get_num_threads(), reporter.note)
         self.interrupt = Interrupt()
         self.watch = LossWatch()
         self.counters = Counters()
@@ -207,7 +211,7 @@ class Trainer:
         """Run to the end, whichever end it is, and leave the run directory complete. Raises WriteError when it cannot."""
         self.started = time.monotonic() - self.counters.seconds
         keep_freed_memory()
-        with self.interrupt.listening(), self.shards:
+        with self.interrupt.listening(), self.threads, self.shards:
             self.good = self.capture()
             try:
                 status = self._loop()
@@ -236,6 +240,7 @@ class Trainer:
                     self.step()
                     if self.looks_always:
                         self.look()
+                self.threads.look()
                 self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
             except Astray:
                 with self.interrupt.held():

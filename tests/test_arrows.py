@@ -19,6 +19,7 @@ LEFT = {
     "device": "config",
     "interrupt": "",
     "lock": "",
+    "threads": "",
     "ops": "",
     "layers": "ops",
     "models": "config ops layers",
@@ -43,7 +44,7 @@ LEFT = {
     "search": "data sampling constraints",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
-    "tasks evaluation finetuning",
+    "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models data checkpoint sampling constraints novelty training evaluation scoring generation "
     "fetching inspecting verse search",
     "__main__": "cli",

@@ -49,7 +49,7 @@ def test_a_command_parses(line: str) -> None:
         assert (ROOT / config).is_file()
 
 
-TINY = {"train.max_steps": 2, "train.batch_size": 4, "model.hidden_size": 8, "train.precision": "fp32"}
+TINY = {"train.max_steps": 2, "train.batch_size": 4, "model.embedding_size": 8, "model.hidden_size": 8, "train.precision": "fp32"}
 
 
 def trains(line: str) -> bool:
@@ -67,7 +67,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for line in sorted(OURS, key=trains, reverse=True):
         arguments = shlex.split(line, comments=True)[1:]
         if trains(line):
-            short = TINY if "lyrics" in line or "data.path" in line else {**TINY, "data.path": "input.txt"}
+            short = TINY if "lyrics" in line or "data.path" in line else {**TINY, "data.source": "files", "data.path": "input.txt"}
             arguments += [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
         with pytest.raises(SystemExit) as end:
             main(arguments)

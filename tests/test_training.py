@@ -98,7 +98,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(text: Path, tmp_path: Path) -> Callable[..., Config]:
     def build(name: str = "run", *, model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train_: Any) -> Config:
-        defaults = {"max_steps": 20, "batch_size": 8, "tbptt_window": 9, "evaluate_every": 5, "save_every": 5, "log_every": 2}
+        defaults = {"max_steps": 20, "batch_size": 8, "tbptt_window": 9, "evaluate_every": 5, "save_every": 5, "log_every": 2, "threads": 1}
         sections = {
             "data": {"path": str(text), "cache": str(tmp_path / "cache"), **(data or {})},
             "model": {"embedding_size": 6, "hidden_size": 10, **(model or {})},
