@@ -42,8 +42,8 @@ def read_text(file: Path | Source, encoding: str = "utf-8", on_bytes: OnBytes | 
                 text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 raise DataError(_undecodable(source, encoding, offset - pending + error.start)) from None
-            except UnicodeError as error:  # utf-16 without its byte order mark says no more than that
-                raise DataError(f"{source.name}: not {encoding} ({error}); set data.encoding: utf-16-le, or what it is in") from None
+            except UnicodeError:  # utf-16 without its byte order mark, and rare encodings, do not say where
+                raise DataError(_undecodable(source, encoding, offset - pending)) from None
             offset += len(piece)
             if text and not begun:
                 begun, text = True, text.removeprefix("\ufeff")
@@ -75,7 +75,10 @@ def opening_text(source: Source, encoding: str) -> str:
             encoding = _wide(start) or "utf-8"
         except UnicodeDecodeError:
             encoding = _wide(start) or _likeliest(start, [name for name in FOREIGN if _decodes([start], name)]) or "utf-8"
-    text = codec(encoding).incrementaldecoder("replace").decode(start)
+    try:
+        text = codec(encoding).incrementaldecoder("replace").decode(start)
+    except UnicodeError:  # nothing can be replaced in utf-16 without its byte order mark
+        return ""  # who reads it hears why
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -171,8 +171,14 @@ def test_unknown_encoding(tmp_path: Path, encoding: str, why: str) -> None:
 
 def test_utf_16_without_its_mark(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes("text".encode("utf-16-le"))
-    with pytest.raises(DataError, match=r"text.txt: not utf-16.*utf-16-le"):
+    with pytest.raises(DataError, match=r"text.txt: not utf-16 at byte 0; its bytes would fit utf-16-le: set data.encoding"):
         list(read_text(tmp_path / "text.txt", "utf-16"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "punycode", "idna", "undefined"])
+def test_an_encoding_that_the_text_is_not_in(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match=rf"text.txt: not {encoding} at byte [01]; its bytes would fit utf-8 or .*: set data.encoding"):
+        corpus_of(tmp_path, "Où est le café ?\n" * 9, encoding=encoding)
 
 
 def test_surrogates_are_no_characters(tmp_path: Path) -> None:
