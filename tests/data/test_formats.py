@@ -137,7 +137,6 @@ def test_titles_and_bodies_are_guessed(tmp_path: Path) -> None:
         ("verses.txt", "One line\nand one more\n\nanother verse\n"),
         ("notes.md", "".join(f"key{n}: value\n" for n in range(9))),
         ("config.json", '{"paragraphs": 3}'),
-        ("authors.json", '[{"name": "李白", "desc": "诗人"}]'),
         ("words.lrc", "no stamps here\n"),
         ("tune.abc", "no tune here\n"),
     ],
@@ -162,6 +161,27 @@ def test_a_table_whose_text_has_another_name(tmp_path: Path, name: str, content:
     said = f"read as one stream of plain text; for the documents in it set data.format: {kind} and data.field to one of {columns}"
     assert found.notes() == [f"{path}: {said}"]
     assert documents(path, field=columns.split(", ")[1]) == ["good"]
+
+
+def test_an_array_of_other_objects(tmp_path: Path) -> None:
+    path = written(tmp_path, "authors.json", [{"name": "李白", "desc": "诗人"}])
+    said = "JSON without the paragraphs of chinese_poetry, read as one stream of plain text; for the documents in it write one object a"
+    assert reading(path).is_stream and reading(path).notes() == [f"{path}: {said} line, as jsonl"]
+
+
+def test_an_empty_array_is_no_text(tmp_path: Path) -> None:
+    found = reading(written(tmp_path, "a.json", " [\r\n]\n"))
+    assert not found.is_stream and list(found) == []
+    written(tmp_path, "b.json", POEMS)
+    assert documents(tmp_path) == VERSES
+
+
+def test_a_field_that_no_file_has(tmp_path: Path) -> None:
+    said = "data.field 'words': is of jsonl, csv and tsv, and the text is one stream; set data.format to one of them, or leave "
+    assert refused(written(tmp_path, "a.txt", "one\ntwo\n"), field="words") == f"{said}data.field out"
+    said = "a.csv: no field 'words', which data.field names; its fields are title, text, author"
+    assert refused(written(tmp_path, "a.csv", CSV), field="words") == said
+    assert refused(tmp_path / "a.csv", field="Text") == f"{said.replace('words', 'Text')}; did you mean 'text'?"
 
 
 def test_a_folder_of_many_files(tmp_path: Path) -> None:
@@ -387,6 +407,7 @@ def test_a_huge_array_passes_through_in_pieces(tmp_path: Path, monkeypatch: pyte
         ("csv", 'title,text\na,"b\nc"\nd,e,f\n', "x: line 4: 3 fields, and the header has 2; put quotes around"),
         ("csv", 'title,text\na,"b\n', "x: line 2: not valid CSV: unexpected end of data; expected quotes that close"),
         ("csv", "text,text\na,b\n", "x: line 1: two columns are called 'text'; expected a header of different names"),
+        ("csv", "title;text\na;b\n", "x: line 1: one column, 'title;text'; expected commas between columns, so put them for its ';'"),
         ("csv", "a,b\n1,2\n", "x: no field is called text, body, content, lyrics, poem or verse; set data.field to the one that holds"),
         ("tsv", "a\ttext\n1\n", "x: line 2: 1 field, and the header has 2; mend the row"),
     ],
