@@ -224,7 +224,7 @@ def _undecodable(source: Source, encoding: str, offset: int) -> str:
         candidates = ["utf-8", *FOREIGN]
     own = codecs.lookup(encoding).name
     fitting = [name for name in candidates if codecs.lookup(name).name != own and _fits(source, name, offset + (1 << 16))]
-    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else "is it text at all?"
+    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else "is it text at all? mend it there, or leave the file out"
     return f"{source.name}: not {encoding} at byte {offset}{' of what is packed in it' if source.is_packed else ''}; {hint}"
 
 

@@ -392,7 +392,7 @@ def test_a_huge_array_passes_through_in_pieces(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "kind, content, said",
     [
-        ("chinese_poetry", '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]', "x: record 2 (line 2): no field 'paragraphs'"),
+        ("chinese_poetry", '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]', "x: record 2 (line 2): no field 'paragraphs', which data.format names; its fields are title; mend the record"),
         ("chinese_poetry", '[{"paragraphs": ["a"]}]', "x: record 1 (line 1): no field 'title', which data.template names; its fields are"),
         ("chinese_poetry", '[{"paragraphs": [{}], "title": "b"}]', "x: record 1 (line 1): field 'paragraphs' holds [{}]; expected text or"),
         ("chinese_poetry", '[\n  {"paragraphs": ["a"]\n  "title": 1}]', "x: line 3, column 3: not valid JSON: Expecting ',' delim"),
