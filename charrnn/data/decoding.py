@@ -138,12 +138,13 @@ def detect(source: Source, neighbour: str | None = None) -> str:
 
 
 def _wide(start: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its mark, or by the zeros that ASCII in UTF-16 has in every other place and nothing else has."""
+    """UTF-16 or UTF-32, by its mark, or by the zeros that ASCII in UTF-16 has in every other place; what is no text has them in all."""
     for mark, name in MARKS:
         if start.startswith(mark):
             return name
     for parity, name in ((0, "utf-16-be"), (1, "utf-16-le")):
-        if start[parity::2].count(0) * 4 > len(start) > 1:
+        zeros = start[parity::2].count(0)
+        if zeros * 4 > len(start) > 1 and start[1 - parity :: 2].count(0) * 4 < zeros:
             return name
     return None
 
@@ -224,7 +225,8 @@ def _undecodable(source: Source, encoding: str, offset: int) -> str:
         candidates = ["utf-8", *FOREIGN]
     own = codecs.lookup(encoding).name
     fitting = [name for name in candidates if codecs.lookup(name).name != own and _fits(source, name, offset + (1 << 16))]
-    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else "is it text at all? mend it there, or leave the file out"
+    none = "is it text at all? mend it there, or leave the file out"
+    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else none
     return f"{source.name}: not {encoding} at byte {offset}{' of what is packed in it' if source.is_packed else ''}; {hint}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -392,7 +393,11 @@ def test_a_huge_array_passes_through_in_pieces(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "kind, content, said",
     [
-        ("chinese_poetry", '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]', "x: record 2 (line 2): no field 'paragraphs', which data.format names; its fields are title; mend the record"),
+        (
+            "chinese_poetry",
+            '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]',
+            "x: record 2 (line 2): no field 'paragraphs', which data.format names; its fields are title; mend the record",
+        ),
         ("chinese_poetry", '[{"paragraphs": ["a"]}]', "x: record 1 (line 1): no field 'title', which data.template names; its fields are"),
         ("chinese_poetry", '[{"paragraphs": [{}], "title": "b"}]', "x: record 1 (line 1): field 'paragraphs' holds [{}]; expected text or"),
         ("chinese_poetry", '[\n  {"paragraphs": ["a"]\n  "title": 1}]', "x: line 3, column 3: not valid JSON: Expecting ',' delim"),
@@ -509,6 +514,24 @@ def test_other_archives_that_cannot_be_read(tmp_path: Path) -> None:
     assert refused(written(tmp_path, "b.zip", b"no archive")).startswith("b.zip: not a whole zip archive (File is not a zip file); unpack")
     assert refused(zipped(tmp_path / "c.zip", {})) == "c.zip: the archive holds no files; expected text files in it"
     assert "d.zip: e.zip: an archive within an archive" in refused(zipped(tmp_path / "d.zip", {"e.zip": b"PK"}))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.TGZ", "a.tar.bz2", "a.tar.xz"])
+def test_a_tar_archive_is_no_text(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / name, "w:gz" if name[-2:].lower() == "gz" else "w") as archive:
+        archive.add(written(tmp_path, "a.txt", "text\n"), "a.txt")
+    assert refused(tmp_path / name) == f"{name}: a tar archive; unpack it by hand and name the folder in data.path"
+
+
+def test_a_member_that_is_no_gzip_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b.txt.gz", "text")
+    assert refused(tmp_path / "a.zip").startswith("a.zip: b.txt.gz: not a whole gzip file (")
+
+
+def test_zeros_in_every_place_are_not_utf_16(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.dat", b"data\x80" + bytes(3000) + bytes(range(200)))
+    assert refused(path).startswith("a.dat: not utf-8 at byte 4; is it text at all?")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
