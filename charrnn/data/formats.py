@@ -170,6 +170,8 @@ def read_file(config: DataConfig, file: Path | Source, documents: str | None = N
     """
     found = [file] if isinstance(file, Source) else sources([file])
     changes: dict[str, Any] = {"source": "files", "path": str(found[0].path), "filters": FiltersConfig()}
+    if config.format == "auto" and all(source.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") for source in found):
+        changes["field"] = None  # of the corpus, and this text has none
     if documents is not None:
         changes |= {"format": "text", "documents": documents, "template": None, "field": None, "pattern": None}
     return Reading(config.model_copy(update=changes), found)

@@ -185,6 +185,11 @@ def test_a_field_that_no_file_has(tmp_path: Path) -> None:
     assert refused(tmp_path / "a.csv", field="Text") == f"{said.replace('words', 'Text')}; did you mean 'text'?"
 
 
+def test_a_text_of_ones_own_needs_no_field_of_the_corpus(tmp_path: Path) -> None:
+    config = DataConfig(path="a.csv", field="words")
+    assert "".join(read_file(config, written(tmp_path, "a.txt", "one\ntwo\n"))) == "one\ntwo\n"
+
+
 def test_a_folder_of_many_files(tmp_path: Path) -> None:
     for number in range(300):
         written(tmp_path, f"poems/{number % 7}/{number:03}.json", [{"title": f"题{number}", "paragraphs": ["字", f"{number}"]}])
