@@ -69,6 +69,7 @@ EXPECTED = {
     "data.filters.drop_lines_with": "a character, some text, or a list of them",
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
 }
+PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
 
@@ -457,11 +458,12 @@ def _apply(settings: dict[str, Any], override: str) -> str:
             raise ConfigError(f"--set {override!r}: {section!r} is {short(inner)}, not a section with keys")
         here[section] = here = dict(inner or {})
     try:
-        here[leaf] = parse_yaml(value)
+        found = parse_yaml(value)
     except ConfigError:
-        if not value.startswith("*"):  # which is a reference in YAML, and here a glob
+        if not value.startswith("*") and key not in PUNCTUATED:  # a star is a reference in YAML, and here a glob
             raise ConfigError(f"--set {override!r}: {value!r} is not a value; quote it if it is text") from None
-        here[leaf] = value
+        found = value
+    here[leaf] = value if key in PUNCTUATED and not isinstance(found, str | None) else found
     return key
 
 

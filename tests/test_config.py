@@ -152,6 +152,12 @@ def test_a_name_and_its_old_name(tmp_path: Path) -> None:
         ("model.rnn_size=77", "model", "hidden_size", 77),
         ("seq-length=5", "train", "tbptt_window", 5),
         ("model={cell: gru}", "model", "cell", "gru"),
+        ("data.template={body}", "data", "template", "{body}"),
+        ("data.template={title}: {body}", "data", "template", "{title}: {body}"),
+        ('data.template="{title}\\n{body}"', "data", "template", "{title}\n{body}"),
+        ("data.template=null", "data", "template", None),
+        ("data.pattern=^X:", "data", "pattern", "^X:"),
+        ("data.pattern=[0-9]+", "data", "pattern", "[0-9]+"),
         ("data.vocabulary.max_size=99", "data.vocabulary", "max_size", 99),
     ],
 )

@@ -42,8 +42,8 @@ def read_text(file: Path | Source, encoding: str = "utf-8", on_bytes: OnBytes | 
                 text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 raise DataError(_undecodable(source, encoding, offset - pending + error.start)) from None
-            except UnicodeError as error:  # utf-16 without its byte order mark says no more than that
-                raise DataError(f"{source.name}: not {encoding} ({error}); set data.encoding: utf-16-le, or what it is in") from None
+            except UnicodeError:  # utf-16 without its byte order mark, and rare encodings, do not say where
+                raise DataError(_undecodable(source, encoding, offset - pending)) from None
             offset += len(piece)
             if text and not begun:
                 begun, text = True, text.removeprefix("\ufeff")
@@ -75,7 +75,10 @@ def opening_text(source: Source, encoding: str) -> str:
             encoding = _wide(start) or "utf-8"
         except UnicodeDecodeError:
             encoding = _wide(start) or _likeliest(start, [name for name in FOREIGN if _decodes([start], name)]) or "utf-8"
-    text = codec(encoding).incrementaldecoder("replace").decode(start)
+    try:
+        text = codec(encoding).incrementaldecoder("replace").decode(start)
+    except UnicodeError:  # nothing can be replaced in utf-16 without its byte order mark
+        return ""  # who reads it hears why
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -135,12 +138,13 @@ def detect(source: Source, neighbour: str | None = None) -> str:
 
 
 def _wide(start: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its mark, or by the zeros that ASCII in UTF-16 has in every other place and nothing else has."""
+    """UTF-16 or UTF-32, by its mark, or by the zeros that ASCII in UTF-16 has in every other place; what is no text has them in all."""
     for mark, name in MARKS:
         if start.startswith(mark):
             return name
     for parity, name in ((0, "utf-16-be"), (1, "utf-16-le")):
-        if start[parity::2].count(0) * 4 > len(start) > 1:
+        zeros = start[parity::2].count(0)
+        if zeros * 4 > len(start) > 1 and start[1 - parity :: 2].count(0) * 4 < zeros:
             return name
     return None
 
@@ -221,7 +225,8 @@ def _undecodable(source: Source, encoding: str, offset: int) -> str:
         candidates = ["utf-8", *FOREIGN]
     own = codecs.lookup(encoding).name
     fitting = [name for name in candidates if codecs.lookup(name).name != own and _fits(source, name, offset + (1 << 16))]
-    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else "is it text at all?"
+    none = "is it text at all? mend it there, or leave the file out"
+    hint = f"its bytes would fit {' or '.join(fitting)}: set data.encoding" if fitting else none
     return f"{source.name}: not {encoding} at byte {offset}{' of what is packed in it' if source.is_packed else ''}; {hint}"
 
 

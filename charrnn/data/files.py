@@ -23,6 +23,7 @@ from charrnn.errors import DataError
 # Text packs into a fifth or a twentieth. What unpacks to more than so many times its size was made to fill a memory or a disk.
 BOMB_RATIO = 100
 BOMB_BYTES = 10**6  # less does no harm
+TAR = re.compile(r"\.(tar|tgz|tar\.[a-z0-9]+)$", re.IGNORECASE)
 ENCRYPTED = 0x1  # a member's flag
 
 OnBytes = Callable[[int], None]  # hears how many of a file's own bytes were read
@@ -110,7 +111,7 @@ class Source:
             if on_bytes:
                 on_bytes(self.archive.getinfo(self.member).compress_size)
         except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-            what = "zip archive" if self.member is not None else "gzip file"
+            what = "zip archive" if self.member is not None and not isinstance(error, gzip.BadGzipFile) else "gzip file"
             raise DataError(f"{self.name}: not a whole {what} ({error}); unpack it by hand or fetch it again") from None
         except NotImplementedError as error:
             raise DataError(f"{self.name}: packed in a way that is not known here ({error}); unpack it by hand") from None
@@ -131,6 +132,8 @@ def sources(files: list[Path]) -> list[Source]:
     """
     found: list[Source] = []
     for path in files:
+        if TAR.search(path.name):
+            raise DataError(f"{path}: a tar archive; unpack it by hand and name the folder in data.path")
         found += _members(path) if kind(path) == "zip" else [Source(path)]
     return found
 

@@ -21,7 +21,7 @@ from charrnn.data.files import OnBytes, Source, find_files, sources
 from charrnn.data.filtering import Filters
 from charrnn.data.records import COLONS, READERS, TEXT_FIELDS, Record
 from charrnn.data.script import Converter
-from charrnn.errors import DataError, printable
+from charrnn.errors import DataError, did_you_mean, printable
 
 BATCH = 1 << 20  # characters of documents that are handed on together
 NEARLY_ALL = 0.95  # of the lines of a text that is one of titles and bodies
@@ -67,6 +67,9 @@ class Reading:
         self.found = Found()
         if self.is_stream:
             rule = Filters(config.filters).need_documents
+            if config.field is not None:
+                remedy = "set data.format to one of them, or leave data.field out"
+                raise DataError(f"data.field {config.field!r}: is of jsonl, csv and tsv, and the text is one stream; {remedy}")
             key = "template" if config.template is not None else f"filters.{rule}" if rule else None
             if key:
                 raise DataError(f"data.{key}: needs documents, and the text is one stream; set data.documents or data.format")
@@ -167,6 +170,8 @@ def read_file(config: DataConfig, file: Path | Source, documents: str | None = N
     """
     found = [file] if isinstance(file, Source) else sources([file])
     changes: dict[str, Any] = {"source": "files", "path": str(found[0].path), "filters": FiltersConfig()}
+    if config.format == "auto" and all(source.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") for source in found):
+        changes["field"] = None  # of the corpus, and this text has none
     if documents is not None:
         changes |= {"format": "text", "documents": documents, "template": None, "field": None, "pattern": None}
     return Reading(config.model_copy(update=changes), found)
@@ -313,7 +318,10 @@ def _guess(source: Source, config: DataConfig) -> tuple[str | None, str | None]:
         return None, None
     columns: list[str] | None = None
     if source.suffix == ".json":
-        return ("chinese_poetry" if _POETRY.match(text) else "none"), None
+        if _POETRY.match(text):
+            return "chinese_poetry", None
+        remark = "JSON without the paragraphs of chinese_poetry, read as one stream of plain text; for the documents in it "
+        return "none", f"{remark}write one object a line, as jsonl" if _OBJECTS.match(text) else None
     if source.suffix in (".jsonl", ".ndjson"):
         kind, columns = "jsonl", _first_object(text)
     elif source.suffix in (".csv", ".tsv"):
@@ -323,12 +331,16 @@ def _guess(source: Source, config: DataConfig) -> tuple[str | None, str | None]:
         return ({".lrc": "lrc", ".abc": "pattern", ".txt": "title_body"}[source.suffix] if looks(text) else "none"), None
     if columns and (config.field in columns if config.field else not set(TEXT_FIELDS).isdisjoint(columns)):
         return kind, None
+    if columns and config.field:
+        fact = f"no field {config.field!r}, which data.field names; its fields are {', '.join(columns)}"
+        raise DataError(f"{source.name}: {fact}{did_you_mean(config.field, columns)}")
     names = printable(f" to one of {', '.join(columns)}")[:NAMED] if columns else ""
     return "none", f"read as one stream of plain text; for the documents in it set data.format: {kind} and data.field{names}"
 
 
 _SENTENCE = re.compile("[。！？!?；;]")  # ends in it, so it is no title
-_POETRY = re.compile(r'\s*\[\s*\{[^{}]*?"paragraphs"\s*:\s*\[')
+_POETRY = re.compile(r'\s*\[\s*(\{[^{}]*?"paragraphs"\s*:\s*\[|\]\s*$)')  # or an array of nothing, which is no text
+_OBJECTS = re.compile(r"\s*\[\s*\{")
 
 
 def _first_object(text: str) -> list[str] | None:

@@ -52,7 +52,7 @@ class Record(NamedTuple):
             return json.dumps(value)
         if field not in self.fields:
             known = ", ".join(self.fields)
-            hint = did_you_mean(field, self.fields)
+            hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else "")
             raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
         if value is not None:
             raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")
@@ -140,6 +140,9 @@ def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iter
                 twice = next((column for column in row if row.count(column) > 1), None)
                 if twice is not None:
                     raise DataError(f"{name}: line {at}: two columns are called {short(twice)}; expected a header of different names")
+                if delimiter == "," and len(row) == 1 and ";" in row[0] and row[0] != config.field:  # as spreadsheets write it in Europe
+                    remedy = "expected commas between columns, so put them for its ';'"
+                    raise DataError(f"{name}: line {at}: one column, {short(row[0])}; {remedy}")
                 body = config.field or text_field(header, name)
                 if body not in header:
                     columns = ", ".join(header)

@@ -156,7 +156,7 @@ def test_a_suggestion_fits_where_the_error_is(tmp_path: Path) -> None:
     """The first pages of a file say nothing about the byte at which it failed."""
     path = tmp_path / "text.txt"
     path.write_bytes(b"a" * (1 << 17) + b"\x81\n")
-    with pytest.raises(DataError, match=r"at byte 131072; is it text at all\?$"):
+    with pytest.raises(DataError, match=r"at byte 131072; is it text at all\? mend it there, or leave the file out$"):
         list(read_text(path))
 
 
@@ -171,8 +171,14 @@ def test_unknown_encoding(tmp_path: Path, encoding: str, why: str) -> None:
 
 def test_utf_16_without_its_mark(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes("text".encode("utf-16-le"))
-    with pytest.raises(DataError, match=r"text.txt: not utf-16.*utf-16-le"):
+    with pytest.raises(DataError, match=r"text.txt: not utf-16 at byte 0; its bytes would fit utf-16-le: set data.encoding"):
         list(read_text(tmp_path / "text.txt", "utf-16"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "punycode", "idna", "undefined"])
+def test_an_encoding_that_the_text_is_not_in(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match=rf"text.txt: not {encoding} at byte [01]; its bytes would fit utf-8 or .*: set data.encoding"):
+        corpus_of(tmp_path, "Où est le café ?\n" * 9, encoding=encoding)
 
 
 def test_surrogates_are_no_characters(tmp_path: Path) -> None:

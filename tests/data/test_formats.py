@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -137,7 +138,6 @@ def test_titles_and_bodies_are_guessed(tmp_path: Path) -> None:
         ("verses.txt", "One line\nand one more\n\nanother verse\n"),
         ("notes.md", "".join(f"key{n}: value\n" for n in range(9))),
         ("config.json", '{"paragraphs": 3}'),
-        ("authors.json", '[{"name": "李白", "desc": "诗人"}]'),
         ("words.lrc", "no stamps here\n"),
         ("tune.abc", "no tune here\n"),
     ],
@@ -162,6 +162,32 @@ def test_a_table_whose_text_has_another_name(tmp_path: Path, name: str, content:
     said = f"read as one stream of plain text; for the documents in it set data.format: {kind} and data.field to one of {columns}"
     assert found.notes() == [f"{path}: {said}"]
     assert documents(path, field=columns.split(", ")[1]) == ["good"]
+
+
+def test_an_array_of_other_objects(tmp_path: Path) -> None:
+    path = written(tmp_path, "authors.json", [{"name": "李白", "desc": "诗人"}])
+    said = "JSON without the paragraphs of chinese_poetry, read as one stream of plain text; for the documents in it write one object a"
+    assert reading(path).is_stream and reading(path).notes() == [f"{path}: {said} line, as jsonl"]
+
+
+def test_an_empty_array_is_no_text(tmp_path: Path) -> None:
+    found = reading(written(tmp_path, "a.json", " [\r\n]\n"))
+    assert not found.is_stream and list(found) == []
+    written(tmp_path, "b.json", POEMS)
+    assert documents(tmp_path) == VERSES
+
+
+def test_a_field_that_no_file_has(tmp_path: Path) -> None:
+    said = "data.field 'words': is of jsonl, csv and tsv, and the text is one stream; set data.format to one of them, or leave "
+    assert refused(written(tmp_path, "a.txt", "one\ntwo\n"), field="words") == f"{said}data.field out"
+    said = "a.csv: no field 'words', which data.field names; its fields are title, text, author"
+    assert refused(written(tmp_path, "a.csv", CSV), field="words") == said
+    assert refused(tmp_path / "a.csv", field="Text") == f"{said.replace('words', 'Text')}; did you mean 'text'?"
+
+
+def test_a_text_of_ones_own_needs_no_field_of_the_corpus(tmp_path: Path) -> None:
+    config = DataConfig(path="a.csv", field="words")
+    assert "".join(read_file(config, written(tmp_path, "a.txt", "one\ntwo\n"))) == "one\ntwo\n"
 
 
 def test_a_folder_of_many_files(tmp_path: Path) -> None:
@@ -372,7 +398,11 @@ def test_a_huge_array_passes_through_in_pieces(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "kind, content, said",
     [
-        ("chinese_poetry", '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]', "x: record 2 (line 2): no field 'paragraphs'"),
+        (
+            "chinese_poetry",
+            '[{"paragraphs": ["a"], "title": "b"},\n {"title": "c"}]',
+            "x: record 2 (line 2): no field 'paragraphs', which data.format names; its fields are title; mend the record",
+        ),
         ("chinese_poetry", '[{"paragraphs": ["a"]}]', "x: record 1 (line 1): no field 'title', which data.template names; its fields are"),
         ("chinese_poetry", '[{"paragraphs": [{}], "title": "b"}]', "x: record 1 (line 1): field 'paragraphs' holds [{}]; expected text or"),
         ("chinese_poetry", '[\n  {"paragraphs": ["a"]\n  "title": 1}]', "x: line 3, column 3: not valid JSON: Expecting ',' delim"),
@@ -387,6 +417,7 @@ def test_a_huge_array_passes_through_in_pieces(tmp_path: Path, monkeypatch: pyte
         ("csv", 'title,text\na,"b\nc"\nd,e,f\n', "x: line 4: 3 fields, and the header has 2; put quotes around"),
         ("csv", 'title,text\na,"b\n', "x: line 2: not valid CSV: unexpected end of data; expected quotes that close"),
         ("csv", "text,text\na,b\n", "x: line 1: two columns are called 'text'; expected a header of different names"),
+        ("csv", "title;text\na;b\n", "x: line 1: one column, 'title;text'; expected commas between columns, so put them for its ';'"),
         ("csv", "a,b\n1,2\n", "x: no field is called text, body, content, lyrics, poem or verse; set data.field to the one that holds"),
         ("tsv", "a\ttext\n1\n", "x: line 2: 1 field, and the header has 2; mend the row"),
     ],
@@ -488,6 +519,24 @@ def test_other_archives_that_cannot_be_read(tmp_path: Path) -> None:
     assert refused(written(tmp_path, "b.zip", b"no archive")).startswith("b.zip: not a whole zip archive (File is not a zip file); unpack")
     assert refused(zipped(tmp_path / "c.zip", {})) == "c.zip: the archive holds no files; expected text files in it"
     assert "d.zip: e.zip: an archive within an archive" in refused(zipped(tmp_path / "d.zip", {"e.zip": b"PK"}))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.TGZ", "a.tar.bz2", "a.tar.xz"])
+def test_a_tar_archive_is_no_text(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / name, "w:gz" if name[-2:].lower() == "gz" else "w") as archive:
+        archive.add(written(tmp_path, "a.txt", "text\n"), "a.txt")
+    assert refused(tmp_path / name) == f"{name}: a tar archive; unpack it by hand and name the folder in data.path"
+
+
+def test_a_member_that_is_no_gzip_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b.txt.gz", "text")
+    assert refused(tmp_path / "a.zip").startswith("a.zip: b.txt.gz: not a whole gzip file (")
+
+
+def test_zeros_in_every_place_are_not_utf_16(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.dat", b"data\x80" + bytes(3000) + bytes(range(200)))
+    assert refused(path).startswith("a.dat: not utf-8 at byte 4; is it text at all?")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
