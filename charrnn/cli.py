@@ -174,7 +174,7 @@ def sample(
     expect(num_samples >= 1, "--num-samples", num_samples, "at least 1")
     expect(best_of is None or best_of >= 1, "--best-of", best_of, "at least 1 text to choose from")
     asked = VerseOptions(
-        form=parse_form(form) if form is not None else None,
+        form=parse_form(form, "--form") if form is not None else None,
         rhyme=rhyme,
         tone=tone,
         acrostic=acrostic,

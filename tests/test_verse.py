@@ -372,7 +372,7 @@ def test_the_command_line_writes_verse(said: Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--form", "六绝"), "form '六绝': unknown; expected 五绝"),
+        (("--form", "六绝"), "--form '六绝': unknown; expected 五绝"),
         (("--form", "4x5", "-n", 9), "--length 9: --form 五绝 has 24 characters"),
         (
             ("--beam-width", 3, "-t", 1),

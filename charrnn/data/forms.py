@@ -28,8 +28,8 @@ FORMS = {"五绝": Form(4, 5), "七绝": Form(4, 7), "五律": Form(8, 5), "七�
 _ALIASES = (("絕", "绝"), ("詩", "诗"), ("言绝句", "绝"), ("言律诗", "律"))  # 五言絕句 is 五绝
 
 
-def parse_form(text: str) -> Form:
-    """五绝, 七绝, 五律, 七律 or NxM, lines × characters. Raises UserError naming what is expected."""
+def parse_form(text: str, place: str = "form") -> Form:
+    """五绝, 七绝, 五律, 七律 or NxM, lines × characters. Raises UserError naming the place and what is expected."""
     name = text.strip()
     for alias, plain in _ALIASES:
         name = name.replace(alias, plain)
@@ -37,7 +37,7 @@ def parse_form(text: str) -> Form:
         return FORMS[name]
     match = re.fullmatch(r"([1-9]\d{0,2})\s*[x×X*]\s*([1-9]\d{0,2})", name)
     if not match:
-        raise UserError(f"form {text!r}: unknown; expected {', '.join(FORMS)} or lines x characters as 4x7")
+        raise UserError(f"{place} {text!r}: unknown; expected {', '.join(FORMS)} or lines x characters as 4x7")
     return Form(int(match[1]), int(match[2]))
 
 
