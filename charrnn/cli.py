@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from charrnn.errors import DataError, UserError, printable
+from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -341,7 +341,7 @@ def score(
         raise DataError(f"{printable(text)}: holds nothing but blank text; expected documents to score")
     if not as_json:
         share = f"{unknown / chars:.2%} of them unknown to the model and not scored"
-        typer.echo(f"{count:,} {'document' if count == 1 else 'documents'}, {chars:,} characters, {share}", err=True)
+        typer.echo(f"{counted(count, 'document')}, {chars:,} characters, {share}", err=True)
 
 
 @app.command()
@@ -416,7 +416,7 @@ def fetch(
     sure = "as it should be" if found.verified else "which could not be verified, for no sum to compare it with is known"
     typer.echo(f"SHA-256 {found.sha256}, {sure}")
     place = into if len(found.files) > 1 else found.files[0]
-    typer.echo(f"{len(found.files):,} {'file' if len(found.files) == 1 else 'files'}: --set data.path={shlex.quote(str(place))}")
+    typer.echo(f"{counted(len(found.files), 'file')}: --set data.path={shlex.quote(str(place))}")
 
 
 @data.command()

@@ -52,3 +52,8 @@ short = _Short().repr  # of a value in a message: one line, and not a million ch
 def printable(text: str) -> str:
     """With what a terminal would obey or hide (control characters, bidirectional marks) written as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")

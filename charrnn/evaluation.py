@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from charrnn.data.batch import IGNORED
 from charrnn.data.corpus import Corpus, Ids
-from charrnn.data.documents import split_documents
 from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
+from charrnn.sampling import evaluating
 from charrnn.tasks.task import State, Task, carry
 
 WINDOW = 512  # characters of a stream read at once; a figure does not depend on it
@@ -58,15 +58,11 @@ def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
     some of what stands before it, not all: quick, and on the long way as good as one column, but not the same figure.
     Raises UserError where nothing can be scored.
     """
-    training = model.training
-    model.eval()
     tally, state = Tally.zero(next(model.parameters()).device), None
-    try:
+    with evaluating(model):
         for batch in task.batches(split):
             _, found, state = task.loss(model, batch, carry(state, batch))
             tally = tally + found
-    finally:
-        model.train(training)
     if int(tally.count) == 0:
         raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
     return tally
@@ -77,12 +73,6 @@ class Window(NamedTuple):
 
     characters: list[str]
     ids: list[int]
-
-
-def text_stream(vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none") -> Iterator[Window]:
-    """A text, or its pieces one after the other, as one stream. `documents` is data.documents of the model's config."""
-    pieces = [text] if isinstance(text, str) else text
-    return documents_stream(vocabulary, split_documents(pieces, documents if vocabulary.end is not None else "none"))
 
 
 def documents_stream(vocabulary: Vocabulary, pieces: Iterable[tuple[str, list[int]]]) -> Iterator[Window]:
@@ -136,11 +126,9 @@ class _Read(NamedTuple):
 @torch.inference_mode()
 def _read(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) -> Iterator[_Read]:
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     last = vocabulary.end  # the character before this window; a document begins after the end of another
     state: State | None = None
-    try:
+    with evaluating(model):
         for characters, ids in stream:
             unasked = last is None  # of the first character of a stream
             context = ([] if last is None else [last]) + ids[:-1]
@@ -156,8 +144,6 @@ def _read(model: nn.Module, vocabulary: Vocabulary, stream: Iterable[Window]) ->
             if unasked:
                 scored[0] = False
             yield _Read(characters, nats, correct, scored, unknown)
-    finally:
-        model.train(training)
 
 
 def surprisal(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

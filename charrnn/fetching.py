@@ -29,13 +29,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from charrnn import __version__
+from charrnn.data.files import BOMB_RATIO, leads_out
 from charrnn.errors import DataError, UserError, did_you_mean
 from charrnn.lock import locked
 
 PIECE = 1 << 16
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # connections in one call, each going on where the last one broke off
-RATIO = 100  # bytes that one packed byte may come to; text comes to less than 20
 SLACK = 1 << 20  # bytes that may come out of an archive of any size
 
 # What the standard library raises of an archive that is damaged, encrypted or packed in a way it does not know.
@@ -310,7 +310,7 @@ def _unpack(file: Path, into: Path, members: str) -> list[Path] | None:
         opened = _gzipped
     else:
         return None
-    left = file.stat().st_size * RATIO + SLACK
+    left = file.stat().st_size * BOMB_RATIO + SLACK
     with tempfile.TemporaryDirectory(dir=into, prefix=".unpacking-") as workshop:
         found: list[str] = []
         try:
@@ -324,7 +324,7 @@ def _unpack(file: Path, into: Path, members: str) -> list[Path] | None:
                     while piece := packed.read(PIECE):
                         left -= len(piece)
                         if left < 0:
-                            fact = f"{member!r}: more than {RATIO} times as large unpacked as packed"
+                            fact = f"{member!r}: more than {BOMB_RATIO} times as large unpacked as packed"
                             raise DataError(f"{file}: {fact}; expected text, so nothing was unpacked; look into it by hand")
                         out.write(piece)
                 found.append(place)
@@ -341,10 +341,9 @@ def _unpack(file: Path, into: Path, members: str) -> list[Path] | None:
 
 def _inside(file: Path, member: str) -> str:
     """The member's path, which leads to no place but below the directory. Raises DataError."""
-    path = PurePosixPath(member.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", member) or "\0" in member or not path.parts:
+    if leads_out(member):
         raise DataError(f"{file}: {member!r}: a path outside of the archive; expected only paths below it, so nothing was unpacked")
-    return str(path)
+    return str(PurePosixPath(member.replace("\\", "/")))
 
 
 def _zipped(file: Path) -> Members:

@@ -20,7 +20,7 @@ from charrnn.checkpoint import Loaded
 from charrnn.config import Config
 from charrnn.data.corpus import Corpus
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, counted
 from charrnn.models.char_rnn import BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
@@ -80,7 +80,7 @@ def report(loaded: Loaded, corpus: Corpus) -> str:
     examples = " ".join(map(repr, added[:NAMED])) + (" …" if len(added) > NAMED else "")
     absent = sum(1 for character in corpus.absent if character in old)
     parts = [
-        f"kept {_characters(len(old.characters))}",
+        f"kept {counted(len(old.characters), 'character')}",
         f"added {len(added):,}" + (f" ({examples})" if added else ""),
         f"{absent:,} of the old do not occur in the new text",
     ]
@@ -89,10 +89,6 @@ def report(loaded: Loaded, corpus: Corpus) -> str:
     elif old.end is not None and not corpus.documents:
         parts.append("it keeps its end of a document, though the new text is one stream without any")
     return f"{loaded.path}: " + ", ".join(parts)
-
-
-def _characters(count: int) -> str:
-    return f"{count:,} character" + ("" if count == 1 else "s")
 
 
 def _said(value: object) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charrnn.config import DataConfig
-from charrnn.data.corpus import _code_points
+from charrnn.data.corpus import count_characters
 from charrnn.data.formats import read_documents
 from charrnn.data.forms import form_of
 from charrnn.data.vocabulary import CODE_POINTS
@@ -93,11 +93,11 @@ def inspect(config: DataConfig, seed: int = 1, progress: Callable[[int], None] |
         waiting += len(text)
         characters += len(text)
         if waiting >= BATCH:
-            _count(histogram, batch)
+            count_characters(histogram, "".join(batch))
             batch, waiting = [], 0
             if progress:
                 progress(characters)
-    _count(histogram, batch)
+    count_characters(histogram, "".join(batch))
     if not characters:
         raise reading.emptiness()
     points = np.flatnonzero(histogram)
@@ -131,11 +131,6 @@ def _draw(samples: list[Sample], number: int, chance: random.Random, drawn: Samp
         samples.append(drawn)
     elif (place := chance.randrange(number)) < SHOWN:
         samples[place] = drawn
-
-
-def _count(histogram: npt.NDArray[np.int64], texts: list[str]) -> None:
-    counts = np.bincount(_code_points("".join(texts)))
-    histogram[: len(counts)] += counts
 
 
 def _form(text: str) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from charrnn.data.files import find_files
 from charrnn.device import resolve_precision
+from charrnn.errors import counted
 from charrnn.gradients import shard_count
 from charrnn.models.char_rnn import count_parameters
 from charrnn.ops.backends import Request, explain
@@ -39,8 +40,8 @@ class Plan:
     warnings: list[str]
 
     def summary(self) -> str:
-        source = f"{_counted(self.documents, 'document')} in " if self.documents else ""
-        source += _counted(self.files, "file") + (f", {self.left_out:,} left out as no text" if self.left_out else "")
+        source = f"{counted(self.documents, 'document')} in " if self.documents else ""
+        source += counted(self.files, "file") + (f", {self.left_out:,} left out as no text" if self.left_out else "")
         return (
             f"{self.parameters:,} parameters, {self.characters:,} characters to train on "
             f"({self.characters_per_parameter:.2g} per parameter; {source}), vocabulary {self.vocabulary_size:,}, "
@@ -95,10 +96,6 @@ def _without_effect(task: Task) -> list[str]:
         return []
     have = "have" if len(named) > 1 else "has"
     return [f"{' and '.join(named)} {have} no effect: no value is measured without a val split; raise data.val_fraction or add text"]
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def _memory(task: Task, parameters: int, chars: int) -> int:

@@ -23,6 +23,7 @@ from charrnn.data.formats import Reading
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.evaluation import WINDOW, surprisal
 from charrnn.metrics import Tally
+from charrnn.sampling import evaluating
 from charrnn.tasks.task import State
 
 BLOCK = 4096  # documents that are sorted by length and scored together
@@ -105,9 +106,7 @@ def _score(documents: list[Document], model: nn.Module, vocabulary: Vocabulary) 
     read = torch.from_numpy(text)
     targets = read[1:].masked_fill(read[1:] == vocabulary.unknown, IGNORED)  # (T, B)
     nats, correct = (torch.zeros(len(texts), dtype=dtype) for dtype in (torch.float64, torch.int64))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         state: State | None = None
         window = max(1, min(WINDOW, LOGITS // (len(texts) * len(vocabulary))))
         for at in range(0, length, window):
@@ -116,8 +115,6 @@ def _score(documents: list[Document], model: nn.Module, vocabulary: Vocabulary) 
             found, hits = surprisal(logits, asked)  # (T, B)
             nats += found.sum(0)
             correct += hits.sum(0)
-    finally:
-        model.train(training)
     counts = (targets != IGNORED).sum(0)
     return [
         Score(

@@ -26,9 +26,10 @@ from charrnn.data.decoding import read_text
 from charrnn.data.documents import split_documents
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import WINDOW, Window, _characters, evaluate, evaluate_stream, per_char, split_stream, text_stream
+from charrnn.evaluation import WINDOW, Window, _characters, evaluate, evaluate_stream, per_char, split_stream
 from charrnn.tasks import build_task
 from charrnn.tasks.task import Task
+from tests.data.texts import text_stream
 
 
 def task_on(tmp_path: Path, text: str, **data: Any) -> Task:

@@ -19,10 +19,11 @@ from charrnn.config import Config, build_config, load_config, parse_yaml
 from charrnn.data.corpus import Corpus, load_corpus
 from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, UserError
-from charrnn.evaluation import per_char, text_stream
+from charrnn.evaluation import per_char
 from charrnn.finetuning import prepare, report, widen
 from charrnn.models.char_rnn import CharRNN
 from charrnn.training import plan, train
+from tests.data.texts import text_stream
 from tests.test_training import Listener, assert_same_run
 
 OLD = "the cat sat on a mat, and on it sat a rat.\n" * 20

@@ -20,9 +20,10 @@ from charrnn.data import decoding
 from charrnn.data.files import Source
 from charrnn.data.formats import read_file
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.evaluation import evaluate_stream, text_stream
+from charrnn.evaluation import evaluate_stream
 from charrnn.models.char_rnn import CharRNN
 from charrnn.scoring import BEGINNING, Document, documents_of, score
+from tests.data.texts import text_stream
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
 PLAIN = Vocabulary(("unknown",), "abcdefg")

@@ -257,8 +257,7 @@ def _encode(reading: Reading, seed: int, into: Path, report: Callable[[int], Non
         whole = Reading(config, [source for source in reading.sources if _is_text(source, encoding)])
     histogram = np.zeros(CODE_POINTS, dtype=np.int64)
     for text, _ in whole.pieces(report):
-        counts = np.bincount(_code_points(text))
-        histogram[: len(counts)] += counts
+        count_characters(histogram, text)
     vocabulary = _vocabulary(histogram, whole, name)
     dtype = np.min_scalar_type(len(vocabulary) - 1)
     table = vocabulary.table().astype(dtype)
@@ -301,6 +300,12 @@ def _is_text(source: Source, encoding: str) -> bool:
     except DataError:
         return False
     return True
+
+
+def count_characters(histogram: npt.NDArray[np.int64], text: str) -> None:
+    """Add a text's characters to how often each code point has come, (CODE_POINTS,)."""
+    counts = np.bincount(_code_points(text))
+    histogram[: len(counts)] += counts
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, cast
 
 from charrnn.config import DataConfig, user_path
@@ -149,8 +149,7 @@ def _members(path: Path) -> list[Source]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     for info in members:
         place = f"{path}: {info.filename}"
-        parts = re.split(r"[/\\]", info.filename)
-        if ".." in parts or not parts[0] or re.match("[A-Za-z]:", info.filename):
+        if leads_out(info.filename):
             raise DataError(f"{place}: a path that leads out of the archive; expected members inside it, so unpack by hand what you trust")
         if info.flag_bits & ENCRYPTED:
             raise DataError(f"{place}: encrypted; unpack it by hand and name the folder in data.path")
@@ -163,6 +162,12 @@ def _members(path: Path) -> list[Source]:
     if not shown:
         raise DataError(f"{path}: the archive holds no files; expected text files in it")
     return [Source(path, name, archive) for name in sorted(set(shown))]
+
+
+def leads_out(member: str) -> bool:
+    """Whether a member's path is one of no place below the folder that its archive is unpacked in."""
+    path = PurePosixPath(member.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or bool(re.match("[A-Za-z]:", member)) or "\0" in member or not path.parts
 
 
 def _refuse_bomb(place: str, unpacked: int, packed: int) -> None:

@@ -21,7 +21,7 @@ from charrnn.data.files import OnBytes, Source, find_files, sources
 from charrnn.data.filtering import Filters
 from charrnn.data.records import COLONS, READERS, TEXT_FIELDS, Record
 from charrnn.data.script import Converter
-from charrnn.errors import DataError, did_you_mean, printable
+from charrnn.errors import DataError, counted, did_you_mean, printable
 
 BATCH = 1 << 20  # characters of documents that are handed on together
 NEARLY_ALL = 0.95  # of the lines of a text that is one of titles and bodies
@@ -131,11 +131,11 @@ class Reading:
         found = self.found
         if found.dropped:
             rules = ", ".join(f"{count:,} by {rule}" for rule, count in found.dropped.items())
-            yield f"data.filters: {_counted(sum(found.dropped.values()), 'document')} left out: {rules}"
+            yield f"data.filters: {counted(sum(found.dropped.values()), 'document')} left out: {rules}"
         if found.lines:
-            yield f"data.filters: {_counted(found.lines, 'line')} left out by drop_lines_with"
+            yield f"data.filters: {counted(found.lines, 'line')} left out by drop_lines_with"
         if found.blank:
-            yield f"{_counted(found.blank, 'record')} without text left out"
+            yield f"{counted(found.blank, 'record')} without text left out"
 
     def _script_note(self) -> str | None:
         if self.config.script is None:
@@ -380,8 +380,4 @@ def _looks_title_body(text: str) -> bool:
         if is_name and rest and rest[0].strip():
             titles.append(title)
     return len(lines) > 1 and len(titles) >= NEARLY_ALL * len(lines) and len(set(titles)) * 2 > len(titles)
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from charrnn.config import DataConfig
 from charrnn.data.corpus import Corpus, load_corpus
+from charrnn.data.documents import split_documents
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.evaluation import Window, documents_stream
 
 
 def settings(path: Path | list[Path], **data: Any) -> DataConfig:
@@ -46,3 +49,9 @@ def rejoined(pieces: Iterable[tuple[str, list[int]]]) -> list[str]:
         opened += text[begin:]
     assert opened == ""
     return documents
+
+
+def text_stream(vocabulary: Vocabulary, text: str | Iterable[str], documents: str = "none") -> Iterator[Window]:
+    """A text, or its pieces one after the other, as one stream cut into documents where the vocabulary has an end for them."""
+    pieces = [text] if isinstance(text, str) else text
+    return documents_stream(vocabulary, split_documents(pieces, documents if vocabulary.end is not None else "none"))
