@@ -30,7 +30,7 @@ class CharRNN(nn.Module):
     docs/performance.md.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, labels: int | None = None) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
@@ -45,7 +45,7 @@ class CharRNN(nn.Module):
             weight_hh=config.dropout.weight_hh,
             backend=config.backend,
         )
-        self.head = nn.Linear(config.hidden_size, vocabulary_size)
+        self.head = nn.Linear(config.hidden_size, labels or vocabulary_size)
         if config.tied_embeddings:
             self.embedding.weight = self.head.weight
         self.read_scale = config.embedding_size**0.5 if config.tied_embeddings else 1.0
