@@ -26,7 +26,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.sampling import evaluating
-from charrnn.tasks.task import State, Task, carry
+from charrnn.tasks.task import Scores, State, Task, carry
 
 WINDOW = 512  # characters of a stream read at once; a figure does not depend on it
 FORGET = 256  # windows of a split after which the system may have its pages back
@@ -66,6 +66,23 @@ def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
     if int(tally.count) == 0:
         raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
     return tally
+
+
+@torch.inference_mode()
+def measure(task: Task, model: nn.Module, split: str) -> Scores:
+    """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
+
+    Raises UserError where nothing can be scored.
+    """
+    scores: Scores | None = None
+    state = None
+    with evaluating(model):
+        for batch in task.batches(split):
+            found, state = task.measure(model, batch, carry(state, batch))
+            scores = found if scores is None else scores + found
+    if scores is None or int(scores.count) == 0:
+        raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
+    return scores
 
 
 class Window(NamedTuple):
