@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.output import progress_bar, warn
-from charrnn.errors import DataError, printable
+from charrnn.errors import DataError, UserError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +25,21 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
 
 
-def load(model: str | None, device: str) -> tuple[Loaded, nn.Module]:
+# The command for a text of one's own with a model of a task. The other tasks' commands are called as the tasks are.
+OWN_TEXT = {"lm": "sample"}
+
+
+def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
+    """The model that a person names. Raises UserError where it is not of `task`, the only one that `command` can do; None: of any."""
     from charrnn.checkpoint import build_model, find_model, load_model
     from charrnn.device import resolve_device
 
     where = resolve_device(device)
     loaded = load_model(find_model(model), str(where))
+    own = loaded.config.task
+    if task is not None and own != task:
+        needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"
+        raise UserError(f"{loaded.path}: a model of task {own}; {needs}; use charrnn {OWN_TEXT.get(own, own)}")
     return loaded, build_model(loaded)
 
 
@@ -40,7 +49,10 @@ def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
 
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
     settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
-    return build_config(settings, str(loaded.path), set_ or [])
+    config = build_config(settings, str(loaded.path), set_ or [])
+    if config.task != loaded.config.task:
+        raise UserError(f"{loaded.path}: a model of task {loaded.config.task}; --set task={config.task} cannot change that; leave it out")
+    return config
 
 
 def corpus_of(loaded: Loaded, config: Config) -> Corpus:

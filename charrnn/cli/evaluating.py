@@ -101,7 +101,7 @@ def score(
     """
     from charrnn import scoring
 
-    loaded, network = load(model, device)
+    loaded, network = load(model, device, "lm", "score")
     config = config_of(loaded, set_)
     in_folder, texts = _texts(text)
     cut = documents or ("files" if in_folder else None if loaded.vocabulary.end is not None else config.data.documents)

@@ -104,7 +104,7 @@ def sample(
         max_line=max_line,
     )
     _refuse_together(given, whole=asked.count is not None, greedy=temperature == 0)
-    loaded, network = load(model, device)
+    loaded, network = load(model, device, "lm")
     text = _read_prime(prime_file) if prime_file else prime
     place = f"--prime-file {prime_file}" if prime_file else "--prime"
     primed, warnings = generation.prepare_prime(loaded.vocabulary, text, on_unknown, place)
