@@ -32,19 +32,24 @@ def evaluate(
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="a text of your own instead")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object, keys as in metrics.jsonl")] = False,
     per_char: Annotated[bool, typer.Option("--per-char", help="a line for each character: it and its surprisal in bits")] = False,
+    beside: Annotated[
+        str | None, typer.Option(metavar="OTHER_MODEL", help="of a model of task fill: have another, of task fill or lm, guess the same")
+    ] = None,
     device: Device = "auto",
     set_: Overrides = None,
 ) -> None:
     """Measure how well a model predicts a text, or the labels of texts."""
     loaded, network = load(model, device)
     config = config_of(loaded, set_)
-    if config.is_windowed:
-        _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
-        return
-    if per_char:
+    if per_char and not config.is_windowed:
         fact = f"a model of task {config.task}, which does not predict each character from those before it"
         raise UserError(f"{loaded.path}: {fact}; expected one of task lm for --per-char; leave --per-char out")
-    _evaluate_examples(loaded, network, config, split, file, as_json)
+    if beside is not None:
+        _evaluate_beside(loaded, network, config, split, file, load(beside, device), as_json)
+    elif config.is_windowed:
+        _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
+    else:
+        _evaluate_examples(loaded, network, config, split, file, as_json)
 
 
 def _evaluate_stream(
@@ -93,12 +98,48 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
     for name, value in figures.items():
-        typer.echo(f"{name:<24} {value:.6g}")
+        typer.echo(f"{name:<20} {value:>10,.4f}")
     if isinstance(found, Described):
         typer.echo(found.describe())
     if file:
         share = task.corpus.unknown / max(1, len(task.corpus.ids))
         typer.echo(f"{share:.2%} of the characters are unknown to the model, and were read as unknown")
+
+
+def _evaluate_beside(
+    loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, other: tuple[Loaded, nn.Module], as_json: bool
+) -> None:
+    """Two models on the same blanks, a row for each."""
+    from charrnn.metrics import sayable
+    from charrnn.tasks import TASKS
+    from charrnn.tasks.fill import Fill, measure_beside
+
+    others, other_network = other
+    if TASKS[config.task] is not Fill:
+        fact = f"a model of task {config.task}, and what another model can guess as well are the blanks of task fill"
+        raise UserError(f"{loaded.path}: {fact}; name a model of task fill first, or leave --beside out")
+    if others.config.is_labelled:
+        fact = f"a model of task {others.config.task}, which answers with labels"
+        raise UserError(f"{others.path}: {fact}; expected one of task fill or lm, which guesses characters, so name another with --beside")
+    task = task_of(loaded, config, file)
+    assert isinstance(task, Fill)
+    both = measure_beside(task, network, other_network, others.config.task, others.vocabulary, "test" if file else split)
+    count, own, figures = int(both.own.count), both.own.as_metrics(), both.other.as_metrics()
+    if as_json:
+        second = sayable({"model": str(others.path), "task": others.config.task, "step": others.step} | figures)
+        compared = {"beside": second, "accuracy_ratio": both.accuracy_ratio, "left_out": both.left_out}
+        said = sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | own | compared)
+        typer.echo(json.dumps(said, ensure_ascii=False))
+        return
+    what = str(file) if file else split_of(config, split)
+    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
+    typer.echo("  ".join(f"{name:>14}" for name in own))
+    for row, model in ((own, loaded), (figures, others)):
+        values = "  ".join(f"{value:>{max(14, len(name))},.4f}" for name, value in row.items())
+        typer.echo(f"{values}  {model.path} (task {model.config.task})")
+    typer.echo(f"The first is right {both.accuracy_ratio:.3f} times as often as the second.")
+    if both.left_out:
+        typer.echo(f"{counted(both.left_out, task.unit)} more were left out: the second does not know what stood there.")
 
 
 def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from charrnn.tasks import load_task
 from tests import test_cli
 from tests.test_cli import Run, assert_mistake
 
-run = test_cli.run
+run, classifier = test_cli.run, test_cli.classifier
 
 LINES = [f"{start}bcd{end}" for start, end in (("a", "e"), ("x", "z"))]  # the first says what the last is, and the other way round
 
@@ -133,3 +133,51 @@ class TestFill:
         (tmp_path / "empty.txt").write_bytes(b"")
         assert_mistake(run("fill", both, "--file", "empty.txt"), "empty.txt: holds no lines; expected texts with blanks")
         assert_mistake(run("fill", folder / "lm.safetensors", "a_"), "a model of task lm; charrnn fill needs one of task fill")
+
+
+class TestEval:
+    def test_figures_are_lines(self, run: Run, both: Path) -> None:
+        said = run("eval", both)
+        assert said.code == 0 and said.err == ""
+        first, *figures = said.out.splitlines()
+        assert first == f"{both} (step 105) on the val split of {both.with_name('text.txt')}: 15 blanks"
+        names = ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert [line.split()[0] for line in figures] == names and figures[3].split() == ["accuracy", "1.0000"]
+
+    def test_json_has_all_of_them(self, run: Run, both: Path) -> None:
+        found = json.loads(run("eval", both, "--json", "--split", "train").out)
+        assert (found["model"], found["split"], found["step"], found["unit"]) == (str(both), "train", 105, "blank")
+        assert found["count"] > 100 and found["accuracy"] > 0.9 and {"nats_per_blank", "perplexity", "accuracy_at_5"} <= set(found)
+
+    def test_a_file(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("abcde\nabcq\n")
+        said = run("eval", both, "--file", tmp_path / "mine.txt")
+        assert said.out.startswith(f"{both} (step 105) on {tmp_path / 'mine.txt'}: ")
+        assert said.out.endswith("9.09% of the characters are unknown to the model, and were read as unknown\n")
+        assert json.loads(run("eval", both, "--file", tmp_path / "mine.txt", "--json").out)["file"] == str(tmp_path / "mine.txt")
+
+    def test_another_text_is_refused(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "other.txt").write_text("".join(f"{n}\n" for n in range(200)))
+        said = run("eval", both, "--set", f"data.path={tmp_path / 'other.txt'}")
+        fact = f"{both}: {tmp_path / 'other.txt'} is not the text it was trained on, for its characters are others; give a text with --file"
+        assert_mistake(said, fact)
+
+    @pytest.mark.parametrize("other, task", [("left", "fill"), ("lm", "lm")])
+    def test_beside_a_model_that_reads_from_one_side(self, run: Run, both: Path, other: str, task: str) -> None:
+        path = both.with_name(f"{other}.safetensors")
+        alone, found = (json.loads(run("eval", both, "--split", "train", "--json", *more).out) for more in ([], ["--beside", path]))
+        assert {key: found[key] for key in alone} == alone
+        assert (found["beside"]["model"], found["beside"]["task"]) == (str(path), task)
+        assert found["beside"]["accuracy"] < found["accuracy"] and found["left_out"] == 0
+        assert found["accuracy_ratio"] == pytest.approx(found["accuracy"] / found["beside"]["accuracy"])
+        said = run("eval", both, "--split", "train", "--beside", path).out.splitlines()
+        assert said[1].split() == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert [line.split("  ")[-1] for line in said[2:4]] == [f"{both} (task fill)", f"{path} (task {task})"]
+        assert said[4:] == [f"The first is right {found['accuracy_ratio']:.3f} times as often as the second."]
+
+    def test_what_cannot_be_asked(self, run: Run, both: Path, classifier: Path) -> None:
+        lm = both.with_name("lm.safetensors")
+        assert_mistake(run("eval", both, "--per-char"), f"{both}: a model of task fill, which", "expected one of task lm for --per-char")
+        assert_mistake(run("eval", lm, "--beside", both), f"{lm}: a model of task lm, and", "name a model of task fill first")
+        said = run("eval", both, "--beside", classifier)
+        assert_mistake(said, f"{classifier}: a model of task classify, which answers with labels; expected one of task fill or lm")
