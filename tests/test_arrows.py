@@ -46,7 +46,7 @@ LEFT = {
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "fetching inspecting verse search",
+    "fetching inspecting verse search tasks",
     "__main__": "cli",
 }
 

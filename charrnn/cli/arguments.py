@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from charrnn.checkpoint import Loaded
     from charrnn.config import Config, DataConfig
-    from charrnn.data.corpus import Corpus
     from charrnn.data.files import Source
     from charrnn.data.formats import Reading
+    from charrnn.tasks.task import Task
 
 Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
@@ -55,9 +55,9 @@ def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     return config
 
 
-def corpus_of(loaded: Loaded, config: Config) -> Corpus:
-    """The text that a model was trained on. Raises DataError where it is not there, or is another one."""
-    from charrnn.data.corpus import load_corpus
+def task_of(loaded: Loaded, config: Config) -> Task:
+    """The task of a model with the text that it was trained on. Raises DataError where that is not there, or is another one."""
+    from charrnn.tasks import load_task
 
     remedy = "give a text with --file, or say where the text is now: --set data.path=…"
     try:
@@ -66,12 +66,13 @@ def corpus_of(loaded: Loaded, config: Config) -> Corpus:
             def encoding(done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
-            corpus = load_corpus(config.data, config.seed, encoding)
+            task = load_task(config, encoding)
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from None
-    if corpus.vocabulary != loaded.vocabulary:
-        raise DataError(f"{loaded.path}: {source_of(config)} is not the text it was trained on, for its characters are others; {remedy}")
-    return corpus
+    for what, there, own in (("characters", task.vocabulary, loaded.vocabulary), ("labels", task.labels, loaded.labels)):
+        if there != own:
+            raise DataError(f"{loaded.path}: {source_of(config)} is not the text it was trained on, for its {what} are others; {remedy}")
+    return task
 
 
 def source_of(config: Config) -> str:

@@ -13,7 +13,7 @@ from charrnn.errors import printable
 def info(model: Model = None) -> None:
     """Show what is in a checkpoint."""
     from charrnn.checkpoint import build_model, find_model, load_model
-    from charrnn.models.char_rnn import count_parameters
+    from charrnn.models.char_rnn import count_parameters, recurrent_sizes
 
     loaded = load_model(find_model(model))
     shape, characters = loaded.config.model, loaded.vocabulary.characters
@@ -21,7 +21,14 @@ def info(model: Model = None) -> None:
     typer.echo(f"file        {loaded.path} ({loaded.path.stat().st_size:,} bytes)")
     typer.echo(f"task        {loaded.config.task}")
     typer.echo(f"model       {shape.cell}, {shape.num_layers} × {shape.hidden_size}, embedding {shape.embedding_size}")
-    typer.echo(f"parameters  {count_parameters(build_model(loaded)):,}")
+    network = build_model(loaded)
+    typer.echo(f"parameters  {count_parameters(network):,}")
+    if shape.bidirectional:
+        sizes = recurrent_sizes(network)
+        doubled = f"{sizes.forward:,} + {sizes.reverse:,} recurrent parameters, twice those of one direction"
+        typer.echo(f"directions  both: outputs 2 × {shape.hidden_size:,} = {sizes.outputs:,} wide, {doubled}")
+    if loaded.labels:
+        typer.echo(f"labels      {len(loaded.labels):,}: {printable(', '.join(loaded.labels))}")
     symbols = ", ".join(loaded.vocabulary.symbols)
     typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {printable(json.dumps(shown, ensure_ascii=False))}")
     typer.echo(f"step        {loaded.step:,}")
