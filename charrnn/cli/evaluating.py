@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -89,11 +90,13 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     from charrnn.metrics import sayable
     from charrnn.tasks.task import Described
 
-    task = task_of(loaded, config, file)
-    found = measure(task, network, "test" if file else split)
-    count, figures = int(found.count), found.as_metrics()
+    task, read = task_of(loaded, config, file), "test" if file else split
+    started = time.perf_counter()
+    found = measure(task, network, read)
+    count, figures, seconds = int(found.count), found.as_metrics(), time.perf_counter() - started
     if as_json:
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | figures), ensure_ascii=False))
+        counts = {"unit": task.unit, "count": count, "chars": len(task.corpus.split(read)), "seconds": seconds}
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures), ensure_ascii=False))
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")

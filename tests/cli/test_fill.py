@@ -166,7 +166,7 @@ class TestEval:
     def test_beside_a_model_that_reads_from_one_side(self, run: Run, both: Path, other: str, task: str) -> None:
         path = both.with_name(f"{other}.safetensors")
         alone, found = (json.loads(run("eval", both, "--split", "train", "--json", *more).out) for more in ([], ["--beside", path]))
-        assert {key: found[key] for key in alone} == alone
+        assert all(found[key] == value for key, value in alone.items() if key not in ("seconds", "chars"))
         assert (found["beside"]["model"], found["beside"]["task"]) == (str(path), task)
         assert found["beside"]["accuracy"] < found["accuracy"] and found["left_out"] == 0
         assert found["accuracy_ratio"] == pytest.approx(found["accuracy"] / found["beside"]["accuracy"])
