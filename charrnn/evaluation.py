@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -52,10 +52,10 @@ class Evaluated:
 
 
 @torch.inference_mode()
-def measure(task: Task, model: nn.Module, split: str) -> Scores:
+def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None) -> Scores:
     """One pass over a split in the task's batches, in eval mode; the model is then again as it was.
 
-    Raises UserError where nothing is asked.
+    `progress` is told of each batch how many characters were read. Raises UserError where nothing is asked.
     """
     total: Scores | None = None
     state, asked = None, False
@@ -64,6 +64,8 @@ def measure(task: Task, model: nn.Module, split: str) -> Scores:
             found, state = task.measure(model, batch, carry(state, batch))
             total = found if total is None else total + found
             asked = asked or bool((batch.targets != IGNORED).any())
+            if progress:
+                progress(batch.chars)
     if total is None or not asked:
         raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
     return total

@@ -91,11 +91,16 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     from charrnn.tasks.task import Described
 
     task, read = task_of(loaded, config, file), "test" if file else split
-    started = time.perf_counter()
-    found = measure(task, network, read)
+    chars, started = len(task.corpus.split(read)), time.perf_counter()
+    with progress_bar(" chars", chars) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done)
+
+        found = measure(task, network, read, progress)
     count, figures, seconds = int(found.count), found.as_metrics(), time.perf_counter() - started
     if as_json:
-        counts = {"unit": task.unit, "count": count, "chars": len(task.corpus.split(read)), "seconds": seconds}
+        counts = {"unit": task.unit, "count": count, "chars": chars, "seconds": seconds}
         typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures), ensure_ascii=False))
         return
     what = str(file) if file else split_of(config, split)

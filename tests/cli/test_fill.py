@@ -149,6 +149,11 @@ class TestEval:
         assert (found["model"], found["split"], found["step"], found["unit"]) == (str(both), "train", 105, "blank")
         assert found["count"] > 100 and found["accuracy"] > 0.9 and {"nats_per_blank", "perplexity", "accuracy_at_5"} <= set(found)
 
+    def test_a_terminal_is_not_silent_for_long(self, run: Run, both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("charrnn.cli.output.SILENCE_SECONDS", 0)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        assert " chars/s]" in run("eval", both).err
+
     def test_a_file(self, run: Run, both: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("abcde\nabcq\n")
         said = run("eval", both, "--file", tmp_path / "mine.txt")
