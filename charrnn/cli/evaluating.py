@@ -32,12 +32,18 @@ def evaluate(
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="a text of your own instead")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object, keys as in metrics.jsonl")] = False,
     per_char: Annotated[bool, typer.Option("--per-char", help="a line for each character: it and its surprisal in bits")] = False,
+    beside: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="of task fill: another model on the same blanks, of task fill or lm")
+    ] = None,
     device: Device = "auto",
     set_: Overrides = None,
 ) -> None:
     """Measure how well a model predicts a text, or the labels of texts."""
     loaded, network = load(model, device)
     config = config_of(loaded, set_)
+    if beside is not None:
+        _evaluate_beside(loaded, network, config, beside, split, file, as_json, device)
+        return
     if config.is_windowed:
         _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
         return
@@ -99,6 +105,36 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     if file:
         share = task.corpus.unknown / max(1, len(task.corpus.ids))
         typer.echo(f"{share:.2%} of the characters are unknown to the model, and were read as unknown")
+
+
+def _evaluate_beside(
+    loaded: Loaded, network: nn.Module, config: Config, beside: str, split: str, file: Path | None, as_json: bool, device: str
+) -> None:
+    """Of a model that fills blanks and of another: what each reaches on the same blanks."""
+    from charrnn.metrics import sayable
+    from charrnn.tasks.fill import Fill, measure_beside
+
+    task = task_of(loaded, config, file)
+    if not isinstance(task, Fill):
+        fact = f"a model of task {config.task}, which has no blanks to set another beside"
+        raise UserError(f"{loaded.path}: {fact}; expected one of task fill for --beside; leave --beside out")
+    other, other_network = load(beside, device)
+    found = measure_beside(task, network, other_network, other.config.task, other.vocabulary, "test" if file else split)
+    own, others = found.own.as_metrics(), found.other.as_metrics()
+    if as_json:
+        named = {"model": str(other.path), "task": other.config.task, "step": other.step}
+        figures = {"beside": sayable(named | others), "accuracy_ratio": found.accuracy_ratio, "left_out": found.left_out}
+        counts = {"unit": task.unit, "count": int(found.own.count)}
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | own | figures), ensure_ascii=False))
+        return
+    what = str(file) if file else split_of(config, split)
+    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(int(found.own.count), task.unit)}")
+    typer.echo(f"beside {other.path} (task {other.config.task}, step {other.step:,}) on the same")
+    for name, value in own.items():
+        typer.echo(f"{name:<24} {value:<12.6g} beside {others[name]:.6g}")
+    typer.echo(f"{found.accuracy_ratio:.3f} times as often right")
+    if found.left_out:
+        typer.echo(f"{counted(found.left_out, 'blank')} left out, whose character the model beside does not know")
 
 
 def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, task: str, bidirectional: bool) -> None:
+def train(folder: Path, name: str, task: str, bidirectional: bool, most: int = 100) -> None:
     import torch
 
     blanks = {"blanks": {"share": 0.25}} if task == "fill" else {}
@@ -40,14 +40,14 @@ def train(folder: Path, name: str, task: str, bidirectional: bool) -> None:
             "device": "cpu",
             "data": {"path": str(folder / "text.txt"), "cache": str(folder / "cache"), "documents": "lines"} | blanks,
             "model": {"embedding_size": 12, "hidden_size": 16, "bidirectional": bidirectional},
-            "train": {"max_steps": 100, "batch_size": 16},
+            "train": {"max_steps": most, "batch_size": 16},
         }
     )
     made = load_task(config)
     model = made.model()
     optimizer = torch.optim.Adam(model.parameters(), 4e-2)
     steps, epoch = 0, 0
-    while steps < 100:
+    while steps < most:
         for batch in made.batches("train", epoch=epoch):
             loss, tally, _ = made.loss(model, batch, None)
             optimizer.zero_grad()
@@ -133,3 +133,37 @@ class TestFill:
         (tmp_path / "empty.txt").write_bytes(b"")
         assert_mistake(run("fill", both, "--file", "empty.txt"), "empty.txt: holds no lines; expected texts with blanks")
         assert_mistake(run("fill", folder / "lm.safetensors", "a_"), "a model of task lm; charrnn fill needs one of task fill")
+
+
+class TestBeside:
+    @pytest.mark.parametrize("other", ["left", "lm"])
+    def test_both_sides_know_more_than_one(self, run: Run, folder: Path, both: Path, other: str) -> None:
+        asked = ("--split", "train", "--set", "data.blanks.per_example=1")
+        said = run("eval", both, "--beside", folder / f"{other}.safetensors", *asked, "--json")
+        assert said.code == 0, said
+        found = json.loads(said.out)
+        assert (found["unit"], found["count"]) == ("blank", 108)
+        assert found["accuracy"] > 0.95 > found["beside"]["accuracy"] > 0.6
+        assert found["accuracy_ratio"] == pytest.approx(found["accuracy"] / found["beside"]["accuracy"])
+        assert set(found["beside"]) >= {"model", "task", "nats_per_blank", "accuracy", "accuracy_at_5"}
+
+    def test_as_a_table(self, run: Run, folder: Path, both: Path) -> None:
+        said = run("eval", both, "--beside", folder / "left.safetensors")
+        assert said.code == 0, said
+        first, second, *figures, ratio = said.out.splitlines()
+        assert "both.safetensors" in first and "left.safetensors (task fill, step 105) on the same" in second
+        assert [line.split()[0] for line in figures] == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert ratio.endswith(" times as often right") and float(ratio.split()[0]) > 1
+
+    def test_what_the_other_does_not_know_is_said(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "text.txt").write_text("xbcd\n" * 40, encoding="utf-8")
+        (tmp_path / "less").mkdir()
+        train(tmp_path, "less", "lm", False, most=1)
+        said = run("eval", both, "--beside", tmp_path / "less.safetensors", "--set", "data.blanks.per_example=5")
+        assert said.out.splitlines()[-1].endswith("blanks left out, whose character the model beside does not know")
+
+    def test_mistakes(self, run: Run, folder: Path, both: Path) -> None:
+        lm = folder / "lm.safetensors"
+        fact = "a model of task lm, which has no blanks to set another beside; expected one of task fill for --beside"
+        assert_mistake(run("eval", lm, "--beside", both), fact)
+        assert_mistake(run("eval", both, "--beside", "nowhere"), "nowhere: no such run or model file")

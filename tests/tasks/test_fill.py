@@ -18,7 +18,7 @@ from charrnn.config import Config, ModelConfig
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.metrics import Tally
+from charrnn.evaluation import measure
 from charrnn.models.char_rnn import CharRNN
 from charrnn.ops.cells import CELLS
 from charrnn.tasks import TASKS, load_task
@@ -208,13 +208,7 @@ def test_a_file_of_ones_own_is_read_with_the_models_vocabulary(tmp_path: Path) -
     other.write_text("a hill\nÄÄÄ\nover\n", encoding="utf-8")
     there = Fill.of_file(task.config, task.vocabulary, (), other)
     assert sorted(texts(there, "test")) == ["", "a hill", "over"]  # what is unknown is silent
-    assert int(measure(there, task.model(), "test").tally.count) >= 2
-
-
-@torch.no_grad()
-def measure(task: Fill, model: nn.Module, split: str) -> FillScores:
-    none = FillScores(Tally.zero(), torch.tensor(0))
-    return sum((task.measure(model, batch, None)[0] for batch in task.batches(split)), start=none)
+    assert int(measure(there, task.model(), "test").count) >= 2
 
 
 class Knows(nn.Module):
@@ -269,9 +263,11 @@ class TestBeside:
     def test_what_cannot_be_set_beside(self, tmp_path: Path) -> None:
         task = task_of(tmp_path)
         model = task.model()
-        with pytest.raises(UserError, match="a model of task tag cannot be set beside one of task fill; expected one of task fill or lm"):
+        with pytest.raises(
+            UserError, match="--beside: a model of task tag, which fills no blanks; expected one of task fill or lm, so name another"
+        ):
             measure_beside(task, model, model, "tag", task.vocabulary, "val")
         strange = Vocabulary(("unknown",), "ÄÖ")
         other = CharRNN(ModelConfig(embedding_size=4, hidden_size=4), len(strange))
-        with pytest.raises(UserError, match="split 'val': the other model knows none of the hidden characters"):
+        with pytest.raises(UserError, match="split 'val': the model of --beside knows none of the hidden characters"):
             measure_beside(task, model, other, "lm", strange, "val")
