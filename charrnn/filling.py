@@ -27,7 +27,7 @@ from charrnn.errors import UserError, printable, short
 from charrnn.sampling import evaluating
 
 BLANKS = "_＿□"  # what a person writes for a character that is to be found
-WIDTH = 16  # partial fillings side by side, at least; twice as many as are wanted
+WIDTH = 32  # partial fillings side by side, at least; twice as many as are wanted
 CHOICES = 5  # characters told of each blank
 READ = 1 << 14  # characters read at once
 LOGITS = 1 << 22  # numbers in the logits of one read

@@ -128,7 +128,7 @@ def _evaluate_beside(
         raise UserError(f"{loaded.path}: {fact}; name a model of task fill first, or leave --beside out")
     if others.config.is_labelled:
         fact = f"a model of task {others.config.task}, which answers with labels"
-        raise UserError(f"{others.path}: {fact}; expected one of task fill or lm, which guesses characters, so name another with --beside")
+        raise UserError(f"{others.path}: {fact}; expected one of task fill or lm, which guesses characters; name another with --beside")
     task = task_of(loaded, config, file)
     assert isinstance(task, Fill)
     both = measure_beside(task, network, other_network, others.config.task, others.vocabulary, "test" if file else split)

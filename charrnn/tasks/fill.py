@@ -184,7 +184,7 @@ def measure_beside(task: Fill, model: nn.Module, other: nn.Module, other_task: s
     Raises UserError where it is of another task, or nothing could be asked.
     """
     if other_task not in ("fill", "lm"):
-        raise UserError(f"a model of task {other_task} cannot be set beside one of task fill; expected one of task fill or lm")
+        raise UserError(f"--beside: a model of task {other_task}, which fills no blanks; expected one of task fill or lm, so name another")
     device = next(model.parameters()).device
     there = torch.tensor(_translation(task.vocabulary, other_vocabulary))  # (V,)
     own = others = FillScores(Tally.zero(device), Tally.zero(device).count)
@@ -203,7 +203,7 @@ def measure_beside(task: Fill, model: nn.Module, other: nn.Module, other_task: s
             translated = replace(batch, inputs=inputs, targets=truth.masked_fill(~known, IGNORED))
             own, others = own + found, others + _scores(*blank_answers(other, translated, len(other_vocabulary.symbols)))
     if int(own.tally.count) == 0:
-        raise UserError(f"split {split!r}: the other model knows none of the hidden characters; expected a model of the same text")
+        raise UserError(f"split {split!r}: the model of --beside knows none of the hidden characters; expected one of the same text")
     return Beside(own, others, left_out)
 
 

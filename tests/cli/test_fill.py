@@ -25,11 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fill")
     (folder / "text.txt").write_text("\n".join(LINES * 60), encoding="utf-8")
     for name, task, bidirectional in (("both", "fill", True), ("left", "fill", False), ("lm", "lm", False)):
-        train(folder, name, task, bidirectional)
+        train(folder, name, task, bidirectional, 100 if bidirectional else 40)
     return folder
 
 
-def train(folder: Path, name: str, task: str, bidirectional: bool) -> None:
+def train(folder: Path, name: str, task: str, bidirectional: bool, most: int) -> None:
     import torch
 
     blanks = {"blanks": {"share": 0.25}} if task == "fill" else {}
@@ -40,14 +40,14 @@ def train(folder: Path, name: str, task: str, bidirectional: bool) -> None:
             "device": "cpu",
             "data": {"path": str(folder / "text.txt"), "cache": str(folder / "cache"), "documents": "lines"} | blanks,
             "model": {"embedding_size": 12, "hidden_size": 16, "bidirectional": bidirectional},
-            "train": {"max_steps": 100, "batch_size": 16},
+            "train": {"max_steps": most, "batch_size": 16},
         }
     )
     made = load_task(config)
     model = made.model()
     optimizer = torch.optim.Adam(model.parameters(), 4e-2)
     steps, epoch = 0, 0
-    while steps < 100:
+    while steps < most:
         for batch in made.batches("train", epoch=epoch):
             loss, tally, _ = made.loss(model, batch, None)
             optimizer.zero_grad()
@@ -167,22 +167,46 @@ class TestEval:
         fact = f"{both}: {tmp_path / 'other.txt'} is not the text it was trained on, for its characters are others; give a text with --file"
         assert_mistake(said, fact)
 
-    @pytest.mark.parametrize("other, task", [("left", "fill"), ("lm", "lm")])
-    def test_beside_a_model_that_reads_from_one_side(self, run: Run, both: Path, other: str, task: str) -> None:
-        path = both.with_name(f"{other}.safetensors")
-        alone, found = (json.loads(run("eval", both, "--split", "train", "--json", *more).out) for more in ([], ["--beside", path]))
-        assert all(found[key] == value for key, value in alone.items() if key not in ("seconds", "chars"))
-        assert (found["beside"]["model"], found["beside"]["task"]) == (str(path), task)
-        assert found["beside"]["accuracy"] < found["accuracy"] and found["left_out"] == 0
-        assert found["accuracy_ratio"] == pytest.approx(found["accuracy"] / found["beside"]["accuracy"])
-        said = run("eval", both, "--split", "train", "--beside", path).out.splitlines()
-        assert said[1].split() == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
-        assert [line.split("  ")[-1] for line in said[2:4]] == [f"{both} (task fill)", f"{path} (task {task})"]
-        assert said[4:] == [f"The first is right {found['accuracy_ratio']:.3f} times as often as the second."]
+    def test_a_line_for_each_character_is_not_to_be_had(self, run: Run, both: Path) -> None:
+        said = run("eval", both, "--per-char")
+        fact = "a model of task fill, which does not predict each character from those before it; expected one of task lm for --per-char"
+        assert_mistake(said, f"{both}: {fact}; leave --per-char out\n")
 
-    def test_what_cannot_be_asked(self, run: Run, both: Path, classifier: Path) -> None:
-        lm = both.with_name("lm.safetensors")
-        assert_mistake(run("eval", both, "--per-char"), f"{both}: a model of task fill, which", "expected one of task lm for --per-char")
-        assert_mistake(run("eval", lm, "--beside", both), f"{lm}: a model of task lm, and", "name a model of task fill first")
-        said = run("eval", both, "--beside", classifier)
-        assert_mistake(said, f"{classifier}: a model of task classify, which answers with labels; expected one of task fill or lm")
+
+class TestBeside:
+    @pytest.mark.parametrize("other", ["left", "lm"])
+    def test_both_sides_know_more_than_one(self, run: Run, folder: Path, both: Path, other: str) -> None:
+        asked = ("--split", "train", "--set", "data.blanks.per_example=1")
+        said = run("eval", both, "--beside", folder / f"{other}.safetensors", *asked, "--json")
+        assert said.code == 0, said
+        found = json.loads(said.out)
+        assert (found["unit"], found["count"]) == ("blank", 108)
+        assert found["accuracy"] > 0.95 > found["beside"]["accuracy"] > 0.6
+        assert found["accuracy_ratio"] == pytest.approx(found["accuracy"] / found["beside"]["accuracy"])
+        assert set(found["beside"]) >= {"model", "task", "nats_per_blank", "accuracy", "accuracy_at_5"}
+
+    def test_as_a_table(self, run: Run, folder: Path, both: Path) -> None:
+        said = run("eval", both, "--beside", folder / "left.safetensors")
+        assert said.code == 0, said
+        first, names, own, other, ratio = said.out.splitlines()
+        assert first == f"{both} (step 105) on the val split of {folder / 'text.txt'}: 15 blanks"
+        assert names.split() == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert own.endswith(f"  {both} (task fill)") and other.endswith(f"  {folder / 'left.safetensors'} (task fill)")
+        times = float(own.split()[3]) / float(other.split()[3])
+        said_times = ratio.removeprefix("The first is right ").removesuffix(" times as often as the second.")
+        assert times > 1 and float(said_times) == pytest.approx(times, rel=1e-3)
+
+    def test_what_the_other_does_not_know_is_said(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "text.txt").write_text("xbcd\n" * 40, encoding="utf-8")
+        (tmp_path / "less").mkdir()
+        train(tmp_path, "less", "lm", False, 1)
+        said = run("eval", both, "--beside", tmp_path / "less.safetensors", "--set", "data.blanks.per_example=5")
+        assert said.out.endswith(" blanks more were left out: the second does not know what stood there.\n")
+
+    def test_mistakes(self, run: Run, folder: Path, both: Path, classifier: Path) -> None:
+        lm = folder / "lm.safetensors"
+        fact = "a model of task lm, and what another model can guess as well are the blanks of task fill"
+        assert_mistake(run("eval", lm, "--beside", both), f"{lm}: {fact}; name a model of task fill first, or leave --beside out\n")
+        fact = "a model of task classify, which answers with labels; expected one of task fill or lm, which guesses characters"
+        assert_mistake(run("eval", both, "--beside", classifier), f"{classifier}: {fact}; name another with --beside\n")
+        assert_mistake(run("eval", both, "--beside", "nowhere"), "nowhere: no such run or model file")
