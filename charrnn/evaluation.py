@@ -58,15 +58,14 @@ def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], 
     `progress` is told of each batch how many characters were read. Raises UserError where nothing is asked.
     """
     total: Scores | None = None
-    state, asked = None, False
+    state = None
     with evaluating(model):
         for batch in task.batches(split):
             found, state = task.measure(model, batch, carry(state, batch))
             total = found if total is None else total + found
-            asked = asked or bool((batch.targets != IGNORED).any())
             if progress:
                 progress(batch.chars)
-    if total is None or not asked:
+    if total is None or int(total.count) == 0:
         raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
     return total
 
