@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,22 @@ State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H); 
 class Scores(Protocol):
     """What an evaluation counts: sums, which add up over batches, and one division at the edge."""
 
+    @property
+    def count(self) -> Tensor:
+        """How many of the task's units were counted, a scalar."""
+
     def __add__(self, other: Self) -> Self: ...
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         """The keys of metrics.jsonl and of `--json`, each after `prefix`. Raises ValueError where nothing was counted."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Scores with more to show than figures."""
+
+    def describe(self) -> str:
+        """Tables for a person, below the figures: what each label reached, what was taken for what."""
 
 
 class Task(Protocol):
