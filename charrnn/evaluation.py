@@ -53,21 +53,21 @@ class Evaluated:
 
 @torch.inference_mode()
 def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None) -> Scores:
-    """One pass over a split in the task's batches, in eval mode; the model is then again as it was.
+    """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
 
-    `progress` is told of each batch how many characters were read. Raises UserError where nothing is asked.
+    `progress` is told of each batch how many characters were read. Raises UserError where nothing can be scored.
     """
-    total: Scores | None = None
+    scores: Scores | None = None
     state = None
     with evaluating(model):
         for batch in task.batches(split):
             found, state = task.measure(model, batch, carry(state, batch))
-            total = found if total is None else total + found
+            scores = found if scores is None else scores + found
             if progress:
                 progress(batch.chars)
-    if total is None or int(total.count) == 0:
-        raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
-    return total
+    if scores is None or int(scores.count) == 0:
+        raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
+    return scores
 
 
 @torch.inference_mode()
