@@ -330,6 +330,22 @@ def test_nothing_beyond_the_length_is_read(cell: str, backend: str, reverse: boo
     assert (got["d_x"][beyond] == 0).all()
 
 
+@pytest.mark.parametrize("final_state", [True, False])
+@every_backend
+def test_a_state_does_not_grow_in_the_padding(cell: str, backend: str, final_state: bool) -> None:
+    """Weights that make a ReLU 30 times as large at each step: forty steps of padding would leave float32."""
+    case = problem(cell, Sizes(40, 2, 2, 3), dtype=torch.float32)
+    with torch.no_grad():
+        case.weights.weight_hh.fill_(10)
+    outputs, final = recurrence(
+        cell, case.x, case.state, case.weights, lengths=torch.tensor([2, 1]), final_state=final_state, backend=backend
+    )
+    grads = torch.autograd.grad(
+        [outputs.sum(), *(s.sum() for s in final)], list(case.leaves().values()), [torch.ones(())] * (1 + len(final))
+    )
+    assert all(tensor.isfinite().all() for tensor in (outputs, *final, *grads))
+
+
 @every_backend
 def test_an_empty_sequence_keeps_its_state(cell: str, backend: str) -> None:
     case = problem(cell)
