@@ -43,11 +43,12 @@ class CRF(nn.Module):
     def _log_sum(self, emissions: Tensor, lengths: Tensor | None) -> Tensor:
         """(T, B, K) -> (B,): log Σ_y exp(s(y)), by the forward algorithm: what leads to label k at t, for all k at once."""
         transitions = self.transitions.float()
-        scores = self.start.float() + emissions[0]  # (B, K)
-        if emissions.size(0) == 1:  # a chain of one label has no transition, whose gradient is then 0 and not missing
+        first, *others = emissions.unbind(0)  # of which autograd makes one stack; of T indices it makes T zeroed (T, B, K)
+        scores = self.start.float() + first  # (B, K)
+        if not others:  # a chain of one label has no transition, whose gradient is then 0 and not missing
             scores = scores + 0 * transitions.sum(0)
-        for t in range(1, emissions.size(0)):
-            after = torch.logsumexp(scores.unsqueeze(-1) + transitions, 1) + emissions[t]  # (B, K)
+        for t, emission in enumerate(others, 1):
+            after = torch.logsumexp(scores.unsqueeze(-1) + transitions, 1) + emission  # (B, K)
             scores = after if lengths is None else torch.where((t < lengths).unsqueeze(-1), after, scores)
         return torch.logsumexp(scores + self.end.float(), -1)
 

@@ -46,8 +46,9 @@ class Pooling(nn.Module):
         runs = (torch.arange(steps, device=x.device).unsqueeze(-1) < lengths).unsqueeze(-1)  # (T, B, 1)
         if self.kind == "max":
             return torch.where(runs, x, -torch.inf).amax(0)
+        x = torch.where(runs, x, 0)
         if self.kind == "mean":
-            return torch.where(runs, x, 0).sum(0) / lengths.unsqueeze(-1).to(x.dtype)
+            return x.sum(0) / lengths.unsqueeze(-1).to(x.dtype)
         scores = self.query(self.key(x).tanh()).float()  # (T, B, 1)
         shares = torch.where(runs, scores, -torch.inf).softmax(0).to(x.dtype)
-        return (shares * torch.where(runs, x, 0)).sum(0)
+        return (shares * x).sum(0)

@@ -64,8 +64,8 @@ def preference(request: Request) -> tuple[str, ...]:
     """Backends in the order in which `auto` tries them, fastest first where docs/performance.md has measured it."""
     if request.device != "cpu":
         return ("fused", "explicit", "reference")
-    # oneDNN has kernels for the LSTM, not for packed sequences, without which a ragged LSTM has no c_n; PyTorch's own GRU and
-    # RNN loops hand the BLAS a transposed matrix with few rows at every step, which costs them up to half of the machine.
+    # oneDNN has kernels for the LSTM, but for packed sequences none, and only packed does a ragged one say its c_n. PyTorch's
+    # own GRU and RNN loops hand the BLAS a transposed matrix with few rows at every step, which costs them up to half of the machine.
     if request.cell == "lstm" and not (request.ragged and request.final_state):
         return ("fused", "explicit", "reference")
     return ("explicit", "fused", "reference")

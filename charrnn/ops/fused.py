@@ -34,8 +34,8 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
     if lengths is None:
         outputs, after = _stock(request, x, None, state, weights)
         return (outputs.flip(0), after) if request.reverse else (outputs, after)
-    if request.device == "cpu" and request.cell == "lstm" and not request.final_state:
-        return _dense(request, x, state, weights, lengths), ()
+    if _runs_dense(request):
+        return _dense(request, x, state, weights, lengths)
     # Packing has no empty sequences: run them one step long, then put back the state they came with.
     runs, lengths = (lengths > 0).unsqueeze(-1), lengths.clamp(min=1)
     packed = pack_padded_sequence(flip_time(x, lengths) if request.reverse else x, lengths.cpu(), enforce_sorted=False)
@@ -49,8 +49,17 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
     return torch.where(runs, outputs, 0), after
 
 
-def _dense(request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor) -> Tensor:
-    """Run every sequence to T, since packed ones miss oneDNN's kernels, and strike out what was written beyond the lengths.
+def _runs_dense(request: Request) -> bool:
+    """Whether ragged sequences are run to T: on a CPU packed ones are several times slower, and miss oneDNN's kernels.
+
+    Not where the c of an LSTM is asked for, which is not among the outputs; nor for a ReLU, whose state may grow beyond all
+    numbers in the padding, and 0 · ∞ is no gradient.
+    """
+    return request.device == "cpu" and request.cell != "rnn_relu" and not (request.cell == "lstm" and request.final_state)
+
+
+def _dense(request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor) -> tuple[Tensor, State]:
+    """Run every sequence to T, strike out what was written beyond the lengths; the final h is the output at the last step.
 
     What the padding does to a state comes after all that counts, in the reverse direction too, where each sequence is flipped
     within its own length: no output before the length depends on it. In backward the gradients beyond are 0 from T down.
@@ -60,8 +69,12 @@ def _dense(request: Request, x: Tensor, state: State, weights: Weights, lengths:
     if request.reverse:
         x = flip_time(x, lengths)
     outputs, _ = _stock(replace(request, reverse=False), x, None, state, weights)
+    after: State = ()
+    if request.final_state:
+        last = outputs[lengths.clamp(min=1) - 1, torch.arange(x.size(1), device=x.device)]  # (B, H)
+        after = (torch.where((lengths > 0).unsqueeze(-1), last, state[0]),)
     outputs = torch.where(runs.unsqueeze(-1), outputs, 0)
-    return flip_time(outputs, lengths) if request.reverse else outputs
+    return flip_time(outputs, lengths) if request.reverse else outputs, after
 
 
 def flip_time(x: Tensor, lengths: Tensor) -> Tensor:

@@ -36,6 +36,27 @@ def test_bf16_is_close_to_fp32(cell: str, backend: str, lengths: tuple[int, ...]
             assert tensor.dtype == torch.float32, name
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("cell, backend", BF16_CASES)
+def test_bf16_without_a_final_state_is_close_to_fp32(cell: str, backend: str, reverse: bool) -> None:
+    """Where a fused LSTM runs dense over ragged sequences."""
+
+    def run(backend: str, autocast: bool) -> dict[str, Tensor]:
+        case = problem(cell, dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs, _ = recurrence(
+                cell, case.x, case.state, case.weights, lengths=torch.tensor([4, 7, 0]), reverse=reverse, final_state=False, backend=backend
+            )
+        leaves = case.leaves()
+        grads = torch.autograd.grad(outputs, list(leaves.values()), case.d_outputs)
+        return {"outputs": outputs} | {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+    expected = run("reference", False)
+    for name, got in run(backend, True).items():
+        assert got.dtype == torch.float32, name
+        assert error(got, expected[name]) <= 4 * EPS * expected[name].abs().max(), name
+
+
 @pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
 @pytest.mark.parametrize("backend", ["reference", "explicit"])
 @pytest.mark.parametrize("cell", CELLS)

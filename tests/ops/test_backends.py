@@ -61,6 +61,8 @@ def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
     [
         (Request("lstm"), "fused"),
         (Request("lstm", ragged=True), "explicit"),
+        (Request("lstm", ragged=True, final_state=False), "fused"),
+        (Request("gru", ragged=True, final_state=False), "explicit"),
         (Request("gru", autocast=torch.bfloat16), "explicit"),
         (Request("lstm", autocast=torch.bfloat16), "fused"),
         (Request("lstm", autocast=torch.bfloat16, ragged=True), "explicit"),

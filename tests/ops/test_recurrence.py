@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from charrnn.ops.backends import Weights
 from charrnn.ops.cells import CELLS, State
+from charrnn.ops.fused import flip_time
 from charrnn.ops.recurrence import recurrence
 
 from .cases import (
@@ -160,6 +161,43 @@ def test_gradient_to_each_leaf_alone(cell: str, backend: str) -> None:
         assert_exact(grad, exact[f"d_{wanted}"], wanted)
 
 
+def outputs_alone(case: Problem, backend: str, lengths: tuple[int, ...] | None, reverse: bool) -> dict[str, Tensor]:
+    """Outputs and every gradient, where nobody asks for the final state."""
+    outputs, final = recurrence(
+        case.cell, case.x, case.state, case.weights, lengths=as_lengths(lengths), reverse=reverse, final_state=False, backend=backend
+    )
+    assert final == ()
+    leaves = case.leaves()
+    grads = torch.autograd.grad(outputs, list(leaves.values()), case.d_outputs)
+    return {"outputs": outputs.detach()} | {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+@both_ways
+@pytest.mark.parametrize("lengths", [*LENGTHS.values(), (1, 7, 7)], ids=[*LENGTHS, "unsorted"])
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, FAST_BACKENDS)))
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+def test_without_a_final_state_the_rest_is_the_same(cell: str, backend: str, lengths: tuple[int, ...] | None, reverse: bool) -> None:
+    exact, rounded = (outputs_alone(problem(cell, dtype=dtype), "reference", lengths, reverse) for dtype in (torch.float64, torch.float32))
+    for name, got in outputs_alone(problem(cell), backend, lengths, reverse).items():
+        assert_exact(got, exact[name], name)
+    for name, got in outputs_alone(problem(cell, dtype=torch.float32), backend, lengths, reverse).items():
+        assert error(got, exact[name]) <= 4 * error(rounded[name], exact[name]) + 1e-6, name
+
+
+@both_ways
+@pytest.mark.parametrize("beyond", [100.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_dense_run_over_ragged_sequences_reads_nothing_beyond_them(dtype: torch.dtype, beyond: float, reverse: bool) -> None:
+    """A fused LSTM without a final state steps through the padding, which must not show, not even as 0 · NaN."""
+    lengths = (5, 0, 2)
+    case, other = problem("lstm", dtype=dtype), problem("lstm", dtype=dtype)
+    with torch.no_grad():
+        other.x[past_the_end(torch.tensor(lengths), ODD.steps)] = beyond
+    got, changed = (outputs_alone(p, "fused", lengths, reverse) for p in (case, other))
+    for name in got:
+        assert torch.equal(got[name], changed[name]), name
+
+
 @every_backend
 def test_inputs_are_left_alone(cell: str, backend: str) -> None:
     given, untouched = problem(cell), problem(cell)
@@ -241,6 +279,15 @@ def test_gradcheck(cell: str, backend: str, lengths: tuple[int, ...] | None) -> 
     assert torch.autograd.gradcheck(run, tuple(case.leaves().values()))
 
 
+def test_flipping_is_differentiated_as_often_as_one_likes() -> None:
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([4, 0, 3])
+    expected = torch.stack([torch.cat([x[:n, b].flip(0), x[n:, b]]) for b, n in enumerate(lengths.tolist())], 1)
+    assert torch.equal(flip_time(x, lengths), expected)
+    assert torch.autograd.gradcheck(lambda x: flip_time(x, lengths), x)
+    assert torch.autograd.gradgradcheck(lambda x: flip_time(x, lengths), x)
+
+
 def test_explicit_refuses_to_be_differentiated_twice() -> None:
     case = problem("lstm", SMALL)
     outputs, _ = recurrence("lstm", case.x, case.state, case.weights, backend="explicit")
@@ -281,6 +328,22 @@ def test_nothing_beyond_the_length_is_read(cell: str, backend: str, reverse: boo
         assert torch.equal(got[name], changed[name]), name
     assert (got["outputs"][beyond] == 0).all()
     assert (got["d_x"][beyond] == 0).all()
+
+
+@pytest.mark.parametrize("final_state", [True, False])
+@every_backend
+def test_a_state_does_not_grow_in_the_padding(cell: str, backend: str, final_state: bool) -> None:
+    """Weights that make a ReLU 30 times as large at each step: forty steps of padding would leave float32."""
+    case = problem(cell, Sizes(40, 2, 2, 3), dtype=torch.float32)
+    with torch.no_grad():
+        case.weights.weight_hh.fill_(10)
+    outputs, final = recurrence(
+        cell, case.x, case.state, case.weights, lengths=torch.tensor([2, 1]), final_state=final_state, backend=backend
+    )
+    grads = torch.autograd.grad(
+        [outputs.sum(), *(s.sum() for s in final)], list(case.leaves().values()), [torch.ones(())] * (1 + len(final))
+    )
+    assert all(tensor.isfinite().all() for tensor in (outputs, *final, *grads))
 
 
 @every_backend
