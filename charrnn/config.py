@@ -82,6 +82,7 @@ BELONGS = {
     "model.tied_embeddings": ("lm", "fill"),
     "model.pooling": ("classify",),
     "model.crf": ("tag",),
+    "model.bigrams": ("fill", "classify", "tag"),
     "train.tbptt_window": ("lm",),
     "train.class_weights": ("classify", "tag"),
     "train.keep_text": ("lm",),
@@ -124,6 +125,7 @@ class VocabularyConfig(Section):
     min_count: Count = 1  # drop characters seen fewer times
     include: Annotated[str, AfterValidator(_distinct)] = ""  # these first, seen or not; --init-from adds what its model knows
     end: bool = False  # has a symbol for the end of a document even where the text is a stream; --init-from sets it likewise
+    blank: bool = False  # has the symbol that stands for a hidden character, though the task is not fill; --init-from sets it likewise
 
 
 class FiltersConfig(Section):
@@ -244,11 +246,20 @@ class DropoutConfig(Section):
     input: Fraction = 0.0  # what enters the first layer
     between_layers: Fraction = 0.0
     output: Fraction = 0.0  # what enters the head
+    bigrams: Fraction = 0.0  # whole pairs of model.bigrams
+    unknown: Fraction = 0.0  # characters of the text, each read as unknown: new ones of another text are then nothing new
     weight_hh: Fraction = 0.0  # DropConnect on the recurrent weights (Merity et al. 2018)
     locked: bool | list[DropoutPlace] = False  # one mask for all steps of a window (variational), everywhere or at these places
 
     def is_locked(self, place: DropoutPlace) -> bool:
         return self.locked if isinstance(self.locked, bool) else place in self.locked
+
+
+class BigramsConfig(Section):
+    """Pairs of neighbouring characters as a second input, beside the characters; for fill, classify and tag."""
+
+    buckets: Annotated[int, Field(ge=0, le=1 << 26)] = 0  # rows of the table that pairs are hashed into; 0 is off
+    size: Width = 64  # of a pair's vector
 
 
 class ModelConfig(Section):
@@ -259,8 +270,9 @@ class ModelConfig(Section):
     bidirectional: bool = False  # each layer reads from both ends, and hands up 2 · hidden_size
     tied_embeddings: bool = False  # head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
+    bigrams: BigramsConfig = BigramsConfig()  # pairs of neighbours are read too
     residual: bool = False  # a layer's input is added to its output, where they are equally wide
-    pooling: Literal["last", "max", "mean", "attention"] | None = None  # for classify, `max` by default: how one answer is made of a text
+    pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # of classify: makes one answer of a text
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
     dropout: DropoutConfig = DropoutConfig()

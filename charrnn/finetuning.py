@@ -9,12 +9,16 @@ itself then tells the copies apart. With tied embeddings the two copies are of o
 Another task, or other labels, ask other questions: then only the embedding and the recurrent layers are taken, and what
 answers (head, pooling, CRF) begins afresh.
 
+Pairs of characters are hashed by their ids. Where the symbols before the characters are others, every id has moved, and the
+table of pairs begins afresh too.
+
 Axes: V old vocabulary size, W new vocabulary size.
 """
 
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -27,7 +31,10 @@ from charrnn.errors import CheckpointError, counted
 from charrnn.models.char_rnn import BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
-SHAPE = ("cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm")
+SHAPE = (
+    "cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm",
+    "bigrams.buckets", "bigrams.size",
+)  # fmt: skip
 ANSWER = ("pooling", "crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
 
@@ -39,10 +46,11 @@ def prepare(config: Config, loaded: Loaded) -> Config:
     """
     old, new = loaded.config.model, config.model
     compared = SHAPE if loaded.config.task != config.task else (*SHAPE, *ANSWER)
-    differing = [key for key in compared if getattr(old, key) != getattr(new, key)]
+    settings = [(key, *map(attrgetter(key), (old, new))) for key in compared]
+    differing = [(f"model.{key}", _said(there), _said(here)) for key, there, here in settings if there != here]
     if differing:
-        facts = ", ".join(f"model.{key} is {_said(getattr(old, key))} there and {_said(getattr(new, key))} here" for key in differing)
-        remedy = f"set the same with {' '.join(f'--set model.{key}={_said(getattr(old, key))}' for key in differing)}"
+        facts = ", ".join(f"{key} is {there} there and {here} here" for key, there, here in differing)
+        remedy = f"set the same with {' '.join(f'--set {key}={there}' for key, there, _ in differing)}"
         raise CheckpointError(f"{loaded.path}: cannot start from it: {facts}; {remedy}, or leave out --init-from")
     wanted = config.data.vocabulary
     known = loaded.vocabulary
@@ -51,6 +59,7 @@ def prepare(config: Config, loaded: Loaded) -> Config:
             "include": known.characters + "".join(c for c in wanted.include if c not in known),
             # A stream's model gets an `end` by itself where the new text has documents.
             "end": wanted.end or known.end is not None,
+            "blank": wanted.blank or known.blank is not None,  # the ids stay what they were
         }
     )
     return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
@@ -64,14 +73,16 @@ def keeps_head(loaded: Loaded, config: Config, labels: tuple[str, ...]) -> bool:
 def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[str, Tensor]:
     """The model's weights for a vocabulary that holds its own: each id that it knows with its row, each new one with `unknown`'s.
 
-    Without `head`, only those of the embedding and of the recurrent layers.
+    Without `head`, only those of the embedding, of the pairs and of the recurrent layers.
     """
     sources = _sources(loaded.vocabulary, vocabulary)  # (W,)
     shares = sources == loaded.vocabulary.unknown  # (W,)
     weights = {}
     by_id = [name for name in BY_ID if name == "embedding.weight" or not loaded.labels]
     for name, weight in loaded.weights.items():
-        if not (head or name.startswith(("embedding.", "recurrent."))):
+        if not (head or name.startswith(("embedding.", "bigrams.", "recurrent."))):
+            continue
+        if name.startswith("bigrams.") and loaded.vocabulary.symbols != vocabulary.symbols:
             continue
         if name not in by_id:
             weights[name] = weight

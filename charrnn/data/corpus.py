@@ -407,7 +407,7 @@ def _vocabulary(histogram: npt.NDArray[np.int64], reading: Reading, name: str, b
     vocabulary = Vocabulary.from_counts(
         {int(point): int(histogram[point]) for point in used},
         ends=not reading.is_stream or config.vocabulary.end,
-        blank=blank,
+        blank=blank or config.vocabulary.blank,
         max_size=config.vocabulary.max_size,
         min_count=config.vocabulary.min_count,
         include=config.vocabulary.include,

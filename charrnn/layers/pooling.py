@@ -8,15 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KINDS = ("last", "max", "mean", "attention")
+KINDS = ("last", "max", "mean", "max_mean", "attention")
 
 
 class Pooling(nn.Module):
-    """(T, B, W) -> (B, W), nothing of what lies beyond a sequence's length in it.
+    """(T, B, W) -> (B, W), or (B, 2W) for max_mean, nothing of what lies beyond a sequence's length in it.
 
     last       what was written where all has been read: the last step; of `bidirectional` outputs, whose second half was written
                from the end, [forward's at the last step ; backward's at the first]
     max, mean  feature by feature, over time
+    max_mean   both, one after the other
     attention  Σ_t α_t y_t with α = softmax_t(v · tanh(A y_t + b)): the network says where to look (Yang et al. 2016)
     """
 
@@ -25,6 +26,7 @@ class Pooling(nn.Module):
         if kind not in KINDS:
             raise ValueError(f"unknown pooling {kind!r}; expected one of {', '.join(KINDS)}")
         self.kind, self.bidirectional = kind, bidirectional
+        self.output_size = 2 * width if kind == "max_mean" else width
         if kind == "attention":
             self.key = nn.Linear(width, width)
             self.query = nn.Linear(width, 1, bias=False)  # v
@@ -44,11 +46,14 @@ class Pooling(nn.Module):
             half = x.size(-1) // 2
             return torch.cat([last[:, :half], x[0, :, half:]], -1) if self.bidirectional else last
         runs = (torch.arange(steps, device=x.device).unsqueeze(-1) < lengths).unsqueeze(-1)  # (T, B, 1)
-        if self.kind == "max":
-            return torch.where(runs, x, -torch.inf).amax(0)
+        over_time: list[Tensor] = []
+        if self.kind in ("max", "max_mean"):
+            over_time.append(torch.where(runs, x, -torch.inf).amax(0))
         x = torch.where(runs, x, 0)
-        if self.kind == "mean":
-            return x.sum(0) / lengths.unsqueeze(-1).to(x.dtype)
+        if self.kind in ("mean", "max_mean"):
+            over_time.append(x.sum(0) / lengths.unsqueeze(-1).to(x.dtype))
+        if over_time:
+            return torch.cat(over_time, -1)
         scores = self.query(self.key(x).tanh()).float()  # (T, B, 1)
         shares = torch.where(runs, scores, -torch.inf).softmax(0).to(x.dtype)
         return (shares * x).sum(0)

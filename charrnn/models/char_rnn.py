@@ -1,7 +1,8 @@
 """The character RNN: embedding, recurrent stack, head; a pooling between the two where a whole text gets one answer.
 
-Axes: T time, B batch, E embedding_size, W width of the stack's outputs (hidden_size, twice that in both directions),
-V vocabulary size, K answers to choose from (labels, or the vocabulary), N rows that are asked for.
+Axes: T time, B batch, E embedding_size, I what the stack reads (E, and pairs of characters where there are any), W width of
+the stack's outputs (hidden_size, twice that in both directions), V vocabulary size, K answers to choose from (labels, or the
+vocabulary), N rows that are asked for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charrnn.config import ModelConfig
+from charrnn.layers.bigrams import Bigrams
 from charrnn.layers.crf import CRF
-from charrnn.layers.dropout import drop_rows, dropout
+from charrnn.layers.dropout import drop_rows, dropout, dropout_mask
 from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.cells import State
 
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
+UNKNOWN = 0  # the id of every vocabulary for what it does not know
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
 
@@ -44,9 +47,12 @@ class CharRNN(nn.Module):
         answers = vocabulary_size if labels is None else labels
         self.dropout = config.dropout
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
+        # Both pairs that a character stands in, or the one with the character before it where the future may not be read.
+        pairs = config.bigrams
+        self.bigrams = Bigrams(pairs.buckets, pairs.size, following=config.bidirectional) if pairs.buckets else None
         self.recurrent = RecurrentStack(
             config.cell,
-            config.embedding_size,
+            config.embedding_size + (self.bigrams.output_size if self.bigrams else 0),
             config.hidden_size,
             config.num_layers,
             bidirectional=config.bidirectional,
@@ -59,7 +65,7 @@ class CharRNN(nn.Module):
         )
         width = self.recurrent.output_size
         self.pooling = None if config.pooling is None else Pooling(config.pooling, width, bidirectional=config.bidirectional)
-        self.head = nn.Linear(width, answers)
+        self.head = nn.Linear(width if self.pooling is None else self.pooling.output_size, answers)
         self.crf = CRF(answers) if config.crf else None
         if config.tied_embeddings:
             self.embedding.weight = self.head.weight
@@ -75,6 +81,8 @@ class CharRNN(nn.Module):
         bound = HEAD_GAIN * (3 / self.head.in_features) ** 0.5
         nn.init.uniform_(self.head.weight, -bound, bound)
         nn.init.normal_(self.embedding.weight, std=1 / self.read_scale)
+        if self.bigrams is not None:
+            nn.init.normal_(self.bigrams.table.weight)
 
     def forward(
         self,
@@ -97,8 +105,12 @@ class CharRNN(nn.Module):
         """
         if self.pooling is not None and at is not None:
             raise ValueError("a pooled model has one answer a text; leave out `at`")
+        inputs = self._unknowing(inputs, generator)
         rows = drop_rows(self.embedding.weight, self.dropout.embedding, training=self.training, generator=generator)  # (V, E)
-        x = self._drop(F.embedding(inputs, rows) * self.read_scale, "input", generator)  # (T, B, E)
+        x = F.embedding(inputs, rows) * self.read_scale  # (T, B, E)
+        if self.bigrams is not None:
+            x = torch.cat([x, self.bigrams(inputs, lengths, dropped=self.dropout.bigrams, generator=generator)], -1)  # (T, B, I)
+        x = self._drop(x, "input", generator)
         x, state = self.recurrent(x, state, lengths=lengths, final_state=lengths is None, generator=generator)  # (T, B, W)
         if self.pooling is not None:
             x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
@@ -106,6 +118,14 @@ class CharRNN(nn.Module):
         x = x.squeeze(0) if self.pooling is not None else x if at is None else x[at]  # (T, B, W), (B, W) or (N, W)
         logits: Tensor = self.head(x)
         return logits, state
+
+    def _unknowing(self, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(T, B) -> (T, B), some of it unknown."""
+        p = self.dropout.unknown
+        if not self.training or p == 0:
+            return inputs
+        kept = dropout_mask(inputs.shape, p, device=inputs.device, dtype=torch.float32, generator=generator) > 0  # (T, B)
+        return torch.where(kept, inputs, UNKNOWN)
 
     def _drop(self, x: Tensor, place: Literal["input", "output"], generator: torch.Generator | None) -> Tensor:
         p = self.dropout.input if place == "input" else self.dropout.output

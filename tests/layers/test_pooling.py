@@ -31,6 +31,7 @@ def test_each_kind_is_what_it_says() -> None:
         assert torch.equal(pooling("last", True)(x, LENGTHS)[b], torch.cat([alone[-1, : W // 2], alone[0, W // 2 :]]))
         assert torch.equal(pooling("max")(x, LENGTHS)[b], alone.amax(0))
         torch.testing.assert_close(pooling("mean")(x, LENGTHS)[b], alone.mean(0))
+        torch.testing.assert_close(pooling("max_mean")(x, LENGTHS)[b], torch.cat([alone.amax(0), alone.mean(0)]))
         look = pooling("attention")
         scores = torch.tanh(alone @ look.key.weight.t() + look.key.bias) @ look.query.weight[0]
         torch.testing.assert_close(look(x, LENGTHS)[b], (scores.exp() / scores.exp().sum()) @ alone)
@@ -73,5 +74,5 @@ def test_a_text_of_length_0_is_refused(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown pooling 'sum'; expected one of last, max, mean, attention"):
+    with pytest.raises(ValueError, match="unknown pooling 'sum'; expected one of last, max, mean, max_mean, attention"):
         Pooling("sum", W)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import ModelConfig
+from charrnn.config import BigramsConfig, DropoutConfig, ModelConfig
 from charrnn.layers.pooling import KINDS
 from charrnn.models.char_rnn import CharRNN, count_parameters, recurrent_sizes
 from charrnn.ops.cells import CELLS
@@ -303,3 +303,31 @@ def test_both_directions_are_twice_as_wide_with_as_many_parameters_again(cell: s
     assert deep == (24, gates * 12 * ((12 + 12 + 2) + (24 + 12 + 2)), deep.forward)
     rest = V * 12 + (24 + 1) * V  # embedding and head
     assert count_parameters(model(cell=cell, bidirectional=True)) == deep.forward + deep.reverse + rest
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_pairs_are_read_beside_the_characters(bidirectional: bool) -> None:
+    config = ModelConfig(embedding_size=4, hidden_size=5, bidirectional=bidirectional, bigrams=BigramsConfig(buckets=64, size=3))
+    model = CharRNN(config, 9, 2)
+    assert model.recurrent.input_size == 4 + 3 * (2 if bidirectional else 1)
+    ids = torch.randint(0, 9, (6, 2), generator=torch.Generator().manual_seed(0))
+    before = model(ids, None)[0]
+    changed = ids.clone()
+    changed[4] = (changed[4] + 1) % 9
+    after = model(changed, None)[0]
+    # In one direction no step may know of a later character, through its pairs neither.
+    assert torch.equal(before[:4], after[:4]) == (not bidirectional)
+
+
+def test_some_characters_are_read_as_unknown_in_training_only() -> None:
+    model = CharRNN(ModelConfig(embedding_size=4, hidden_size=5, dropout=DropoutConfig(unknown=0.5)), 9)
+    ids = torch.full((400, 2), 3)
+    read: list[Tensor] = []
+    model.embedding.weight.data[0] = 0.0  # unknown's
+    model.recurrent.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    model(ids, None, generator=torch.Generator().manual_seed(0))
+    hidden = (read[0] == 0).all(-1)
+    assert 0.45 < float(hidden.float().mean()) < 0.55
+    assert torch.equal(read[0][~hidden], model.embedding.weight[3].expand(int((~hidden).sum()), -1))
+    model.eval()(ids, None)
+    assert not (read[1] == 0).all(-1).any()
