@@ -1,7 +1,8 @@
 """How well a model predicts.
 
-`evaluate` is what training asks every so often: a split in a few columns side by side, for speed. `evaluate_stream` and
-`per_char` read a split, or a text of the user's, as one column: the state is carried from the first character to the last.
+`measure` is what training asks every so often: a split in the task's batches, of lm a few columns side by side, for speed.
+`evaluate_stream` and `per_char` read a split, or a text of the user's, as one column: the state is carried from the first
+character to the last.
 
 Axes: T time, V vocabulary.
 """
@@ -51,24 +52,6 @@ class Evaluated:
 
 
 @torch.inference_mode()
-def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
-    """One pass over a split in the task's batches, in eval mode; the model is then again as it was.
-
-    The columns of a batch are stretches of the split that lie far apart. Each but the first begins with a state that has read
-    some of what stands before it, not all: quick, and on the long way as good as one column, but not the same figure.
-    Raises UserError where nothing can be scored.
-    """
-    tally, state = Tally.zero(next(model.parameters()).device), None
-    with evaluating(model):
-        for batch in task.batches(split):
-            _, found, state = task.loss(model, batch, carry(state, batch))
-            tally = tally + found
-    if int(tally.count) == 0:
-        raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
-    return tally
-
-
-@torch.inference_mode()
 def measure(task: Task, model: nn.Module, split: str) -> Scores:
     """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
 
@@ -83,6 +66,26 @@ def measure(task: Task, model: nn.Module, split: str) -> Scores:
     if scores is None or int(scores.count) == 0:
         raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
     return scores
+
+
+@torch.inference_mode()
+def metrics_of(task: Task, model: nn.Module, split: str) -> list[str]:
+    """What a split that asks for something is measured by."""
+    asking = next(batch for batch in task.batches(split) if bool((batch.targets != IGNORED).any()))
+    with evaluating(model):
+        return list(task.measure(model, asking, None)[0].as_metrics())
+
+
+def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
+    """`measure` of a task that predicts characters and counts nothing else: lm.
+
+    The columns of a batch are stretches of the split that lie far apart. Each but the first begins with a state that has read
+    some of what stands before it, not all: quick, and on the long way as good as one column, but not the same figure.
+    Raises UserError where nothing can be scored.
+    """
+    tally = measure(task, model, split)
+    assert isinstance(tally, Tally)
+    return tally
 
 
 class Window(NamedTuple):

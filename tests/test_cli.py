@@ -662,7 +662,8 @@ class TestTerminal:
     def report(self, step: int) -> Any:
         from charrnn.training import StepReport
 
-        return StepReport(step, 0.5, 60.0, 9, 1.38, 1.9940, 3.9, 0.6, 0.8312, 2e-3, 84210.4, step / 20000)
+        metrics = {"nats_per_char": 1.38, "bits_per_char": 1.9940, "perplexity": 3.9, "accuracy": 0.6}
+        return StepReport(step, 0.5, 60.0, 9, metrics, 0.8312, 2e-3, 84210.4, step / 20000)
 
     def test_a_line_comes_after_some_seconds(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
         terminal.step(self.report(1100))

@@ -13,7 +13,7 @@ from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Progress
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.metrics import Tally
+from charrnn.metrics import Tally, less_is_better
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,6 +99,12 @@ class TaskKind(Protocol):
 
     def of_file(self, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Task:
         """With another file, all of it in split `test`, as a model of that vocabulary and those labels reads it."""
+
+
+def chosen_by(task: Task) -> tuple[str, bool]:
+    """The metric that chooses the best model, without `val_`, and whether less of it is better: what train.best_by names, or the task."""
+    named = task.config.train.best_by
+    return task.best_by if named is None else (named, less_is_better(named))
 
 
 def carry(state: State | None, batch: Batch) -> State | None:
