@@ -129,7 +129,8 @@ def _evaluate_beside(
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(int(found.own.count), task.unit)}")
-    typer.echo(f"beside {other.path} (task {other.config.task}, step {other.step:,}) on the same")
+    reads = ", read up to each blank with nothing hidden" if other.config.task == "lm" else ""
+    typer.echo(f"beside {other.path} (task {other.config.task}, step {other.step:,}) on the same{reads}")
     for name, value in own.items():
         typer.echo(f"{name:<24} {value:<12.6g} beside {others[name]:.6g}")
     typer.echo(f"{found.accuracy_ratio:.3f} times as often right")
