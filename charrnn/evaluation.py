@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -52,10 +52,10 @@ class Evaluated:
 
 
 @torch.inference_mode()
-def measure(task: Task, model: nn.Module, split: str) -> Scores:
+def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None) -> Scores:
     """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
 
-    Raises UserError where nothing can be scored.
+    `progress` is told of each batch how many characters were read. Raises UserError where nothing can be scored.
     """
     scores: Scores | None = None
     state = None
@@ -63,6 +63,8 @@ def measure(task: Task, model: nn.Module, split: str) -> Scores:
         for batch in task.batches(split):
             found, state = task.measure(model, batch, carry(state, batch))
             scores = found if scores is None else scores + found
+            if progress:
+                progress(batch.chars)
     if scores is None or int(scores.count) == 0:
         raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
     return scores

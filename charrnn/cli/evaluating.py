@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,7 +34,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object, keys as in metrics.jsonl")] = False,
     per_char: Annotated[bool, typer.Option("--per-char", help="a line for each character: it and its surprisal in bits")] = False,
     beside: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="of task fill: another model on the same blanks, of task fill or lm")
+        str | None, typer.Option(metavar="OTHER_MODEL", help="of a model of task fill: have another, of task fill or lm, guess the same")
     ] = None,
     device: Device = "auto",
     set_: Overrides = None,
@@ -41,16 +42,15 @@ def evaluate(
     """Measure how well a model predicts a text, or the labels of texts."""
     loaded, network = load(model, device)
     config = config_of(loaded, set_)
-    if beside is not None:
-        _evaluate_beside(loaded, network, config, beside, split, file, as_json, device)
-        return
-    if config.is_windowed:
-        _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
-        return
-    if per_char:
+    if per_char and not config.is_windowed:
         fact = f"a model of task {config.task}, which does not predict each character from those before it"
         raise UserError(f"{loaded.path}: {fact}; expected one of task lm for --per-char; leave --per-char out")
-    _evaluate_examples(loaded, network, config, split, file, as_json)
+    if beside is not None:
+        _evaluate_beside(loaded, network, config, split, file, load(beside, device), as_json)
+    elif config.is_windowed:
+        _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
+    else:
+        _evaluate_examples(loaded, network, config, split, file, as_json)
 
 
 def _evaluate_stream(
@@ -90,16 +90,23 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     from charrnn.metrics import sayable
     from charrnn.tasks.task import Described
 
-    task = task_of(loaded, config, file)
-    found = measure(task, network, "test" if file else split)
-    count, figures = int(found.count), found.as_metrics()
+    task, read = task_of(loaded, config, file), "test" if file else split
+    chars, started = len(task.corpus.split(read)), time.perf_counter()
+    with progress_bar(" chars", chars) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done)
+
+        found = measure(task, network, read, progress)
+    count, figures, seconds = int(found.count), found.as_metrics(), time.perf_counter() - started
     if as_json:
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | figures), ensure_ascii=False))
+        counts = {"unit": task.unit, "count": count, "chars": chars, "seconds": seconds}
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures), ensure_ascii=False))
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
     for name, value in figures.items():
-        typer.echo(f"{name:<24} {value:.6g}")
+        typer.echo(f"{name:<20} {value:>10,.4f}")
     if isinstance(found, Described):
         typer.echo(found.describe())
     if file:
@@ -108,34 +115,41 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
 
 
 def _evaluate_beside(
-    loaded: Loaded, network: nn.Module, config: Config, beside: str, split: str, file: Path | None, as_json: bool, device: str
+    loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, other: tuple[Loaded, nn.Module], as_json: bool
 ) -> None:
-    """Of a model that fills blanks and of another: what each reaches on the same blanks."""
+    """Two models on the same blanks, a row for each."""
     from charrnn.metrics import sayable
+    from charrnn.tasks import TASKS
     from charrnn.tasks.fill import Fill, measure_beside
 
+    others, other_network = other
+    if TASKS[config.task] is not Fill:
+        fact = f"a model of task {config.task}, and what another model can guess as well are the blanks of task fill"
+        raise UserError(f"{loaded.path}: {fact}; name a model of task fill first, or leave --beside out")
+    if others.config.is_labelled:
+        fact = f"a model of task {others.config.task}, which answers with labels"
+        raise UserError(f"{others.path}: {fact}; expected one of task fill or lm, which guesses characters; name another with --beside")
     task = task_of(loaded, config, file)
-    if not isinstance(task, Fill):
-        fact = f"a model of task {config.task}, which has no blanks to set another beside"
-        raise UserError(f"{loaded.path}: {fact}; expected one of task fill for --beside; leave --beside out")
-    other, other_network = load(beside, device)
-    found = measure_beside(task, network, other_network, other.config.task, other.vocabulary, "test" if file else split)
-    own, others = found.own.as_metrics(), found.other.as_metrics()
+    assert isinstance(task, Fill)
+    both = measure_beside(task, network, other_network, others.config.task, others.vocabulary, "test" if file else split)
+    count, own, figures = int(both.own.count), both.own.as_metrics(), both.other.as_metrics()
     if as_json:
-        named = {"model": str(other.path), "task": other.config.task, "step": other.step}
-        figures = {"beside": sayable(named | others), "accuracy_ratio": found.accuracy_ratio, "left_out": found.left_out}
-        counts = {"unit": task.unit, "count": int(found.own.count)}
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | own | figures), ensure_ascii=False))
+        second = sayable({"model": str(others.path), "task": others.config.task, "step": others.step} | figures)
+        compared = {"beside": second, "accuracy_ratio": both.accuracy_ratio, "left_out": both.left_out}
+        said = sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | own | compared)
+        typer.echo(json.dumps(said, ensure_ascii=False))
         return
     what = str(file) if file else split_of(config, split)
-    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(int(found.own.count), task.unit)}")
-    reads = ", read up to each blank with nothing hidden" if other.config.task == "lm" else ""
-    typer.echo(f"beside {other.path} (task {other.config.task}, step {other.step:,}) on the same{reads}")
-    for name, value in own.items():
-        typer.echo(f"{name:<24} {value:<12.6g} beside {others[name]:.6g}")
-    typer.echo(f"{found.accuracy_ratio:.3f} times as often right")
-    if found.left_out:
-        typer.echo(f"{counted(found.left_out, 'blank')} left out, whose character the model beside does not know")
+    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
+    typer.echo("  ".join(f"{name:>14}" for name in own))
+    for row, model in ((own, loaded), (figures, others)):
+        values = "  ".join(f"{value:>{max(14, len(name))},.4f}" for name, value in row.items())
+        typer.echo(f"{values}  {model.path} (task {model.config.task})")
+    typer.echo(f"The first is right {both.accuracy_ratio:.3f} times as often as the second.")
+    if others.config.task == "lm":
+        typer.echo("The second is told all that stands before a blank, what others hide too, and nothing behind it.")
+    if both.left_out:
+        typer.echo(f"{counted(both.left_out, task.unit)} more were left out: the second does not know what stood there.")
 
 
 def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:

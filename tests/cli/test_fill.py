@@ -14,7 +14,7 @@ from charrnn.tasks import load_task
 from tests import test_cli
 from tests.test_cli import Run, assert_mistake
 
-run = test_cli.run
+run, classifier = test_cli.run, test_cli.classifier
 
 LINES = [f"{start}bcd{end}" for start, end in (("a", "e"), ("x", "z"))]  # the first says what the last is, and the other way round
 
@@ -135,6 +135,44 @@ class TestFill:
         assert_mistake(run("fill", folder / "lm.safetensors", "a_"), "a model of task lm; charrnn fill needs one of task fill")
 
 
+class TestEval:
+    def test_figures_are_lines(self, run: Run, both: Path) -> None:
+        said = run("eval", both)
+        assert said.code == 0 and said.err == ""
+        first, *figures = said.out.splitlines()
+        assert first == f"{both} (step 105) on the val split of {both.with_name('text.txt')}: 15 blanks"
+        names = ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert [line.split()[0] for line in figures] == names and figures[3].split() == ["accuracy", "1.0000"]
+
+    def test_json_has_all_of_them(self, run: Run, both: Path) -> None:
+        found = json.loads(run("eval", both, "--json", "--split", "train").out)
+        assert (found["model"], found["split"], found["step"], found["unit"]) == (str(both), "train", 105, "blank")
+        assert found["count"] > 100 and found["accuracy"] > 0.9 and {"nats_per_blank", "perplexity", "accuracy_at_5"} <= set(found)
+
+    def test_a_terminal_is_not_silent_for_long(self, run: Run, both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("charrnn.cli.output.SILENCE_SECONDS", 0)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        assert " chars/s]" in run("eval", both).err
+
+    def test_a_file(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("abcde\nabcq\n")
+        said = run("eval", both, "--file", tmp_path / "mine.txt")
+        assert said.out.startswith(f"{both} (step 105) on {tmp_path / 'mine.txt'}: ")
+        assert said.out.endswith("9.09% of the characters are unknown to the model, and were read as unknown\n")
+        assert json.loads(run("eval", both, "--file", tmp_path / "mine.txt", "--json").out)["file"] == str(tmp_path / "mine.txt")
+
+    def test_another_text_is_refused(self, run: Run, both: Path, tmp_path: Path) -> None:
+        (tmp_path / "other.txt").write_text("".join(f"{n}\n" for n in range(200)))
+        said = run("eval", both, "--set", f"data.path={tmp_path / 'other.txt'}")
+        fact = f"{both}: {tmp_path / 'other.txt'} is not the text it was trained on, for its characters are others; give a text with --file"
+        assert_mistake(said, fact)
+
+    def test_a_line_for_each_character_is_not_to_be_had(self, run: Run, both: Path) -> None:
+        said = run("eval", both, "--per-char")
+        fact = "a model of task fill, which does not predict each character from those before it; expected one of task lm for --per-char"
+        assert_mistake(said, f"{both}: {fact}; leave --per-char out\n")
+
+
 class TestBeside:
     @pytest.mark.parametrize("other", ["left", "lm"])
     def test_both_sides_know_more_than_one(self, run: Run, folder: Path, both: Path, other: str) -> None:
@@ -150,20 +188,26 @@ class TestBeside:
     def test_as_a_table(self, run: Run, folder: Path, both: Path) -> None:
         said = run("eval", both, "--beside", folder / "left.safetensors")
         assert said.code == 0, said
-        first, second, *figures, ratio = said.out.splitlines()
-        assert "both.safetensors" in first and "left.safetensors (task fill, step 42) on the same" in second
-        assert [line.split()[0] for line in figures] == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
-        assert ratio.endswith(" times as often right") and float(ratio.split()[0]) > 1
+        first, names, own, other, ratio = said.out.splitlines()
+        assert first == f"{both} (step 105) on the val split of {folder / 'text.txt'}: 15 blanks"
+        assert names.split() == ["nats_per_blank", "bits_per_blank", "perplexity", "accuracy", "accuracy_at_5"]
+        assert own.endswith(f"  {both} (task fill)") and other.endswith(f"  {folder / 'left.safetensors'} (task fill)")
+        times = float(own.split()[3]) / float(other.split()[3])
+        said_times = ratio.removeprefix("The first is right ").removesuffix(" times as often as the second.")
+        assert times > 1 and float(said_times) == pytest.approx(times, rel=1e-3)
 
     def test_what_the_other_does_not_know_is_said(self, run: Run, both: Path, tmp_path: Path) -> None:
         (tmp_path / "text.txt").write_text("xbcd\n" * 40, encoding="utf-8")
         (tmp_path / "less").mkdir()
         train(tmp_path, "less", "lm", False, 1)
         said = run("eval", both, "--beside", tmp_path / "less.safetensors", "--set", "data.blanks.per_example=5")
-        assert said.out.splitlines()[-1].endswith("blanks left out, whose character the model beside does not know")
+        assert "\nThe second is told all that stands before a blank, what others hide too, and nothing behind it.\n" in said.out
+        assert said.out.endswith(" blanks more were left out: the second does not know what stood there.\n")
 
-    def test_mistakes(self, run: Run, folder: Path, both: Path) -> None:
+    def test_mistakes(self, run: Run, folder: Path, both: Path, classifier: Path) -> None:
         lm = folder / "lm.safetensors"
-        fact = "a model of task lm, which has no blanks to set another beside; expected one of task fill for --beside"
-        assert_mistake(run("eval", lm, "--beside", both), fact)
+        fact = "a model of task lm, and what another model can guess as well are the blanks of task fill"
+        assert_mistake(run("eval", lm, "--beside", both), f"{lm}: {fact}; name a model of task fill first, or leave --beside out\n")
+        fact = "a model of task classify, which answers with labels; expected one of task fill or lm, which guesses characters"
+        assert_mistake(run("eval", both, "--beside", classifier), f"{classifier}: {fact}; name another with --beside\n")
         assert_mistake(run("eval", both, "--beside", "nowhere"), "nowhere: no such run or model file")
