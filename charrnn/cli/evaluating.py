@@ -146,6 +146,8 @@ def _evaluate_beside(
         values = "  ".join(f"{value:>{max(14, len(name))},.4f}" for name, value in row.items())
         typer.echo(f"{values}  {model.path} (task {model.config.task})")
     typer.echo(f"The first is right {both.accuracy_ratio:.3f} times as often as the second.")
+    if others.config.task == "lm":
+        typer.echo("The second is told all that stands before a blank, what others hide too, and nothing behind it.")
     if both.left_out:
         typer.echo(f"{counted(both.left_out, task.unit)} more were left out: the second does not know what stood there.")
 

@@ -29,7 +29,7 @@ from charrnn.errors import UserError
 from charrnn.metrics import Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating, opening
-from charrnn.tasks.task import State
+from charrnn.tasks.task import State, shortcomings
 
 BLOCK = 1 << 24  # ids that are searched for the ends of documents at a time
 FORGET = 256  # batches after which the system may have the pages of the text back
@@ -106,7 +106,8 @@ class Fill:
         logits, targets = self._answers(model, batch, generator)
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
         with torch.no_grad():
-            tally = _scores(logits, targets).tally
+            nats = F.cross_entropy(logits, targets, reduction="sum") if label_smoothing else loss.detach()
+            tally = _tally(logits, targets, nats)
         return loss, tally, ()
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[FillScores, State]:
@@ -128,7 +129,7 @@ class Fill:
         return f"{self._shown(inputs)}\n{self._shown(filled)}\n{right} of {len(guesses)} as they were"
 
     def notes(self) -> list[str]:
-        return list(self.corpus.notes)
+        return [*self.corpus.notes, *shortcomings(self.corpus)]
 
     def _answers(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Logits over the characters at the blanks (N, C), and which character each was (N,)."""
@@ -218,10 +219,13 @@ def blank_answers(model: nn.Module, batch: Batch, symbols: int, generator: torch
 
 def _scores(logits: Tensor, targets: Tensor) -> FillScores:
     """(N, C), (N,) -> their sums."""
-    nats = F.cross_entropy(logits, targets, reduction="sum")
     best = logits.topk(min(BEST, logits.size(-1)), -1).indices == targets.unsqueeze(-1)  # (N, BEST)
+    return FillScores(_tally(logits, targets, F.cross_entropy(logits, targets, reduction="sum")), best.sum())
+
+
+def _tally(logits: Tensor, targets: Tensor, nats: Tensor) -> Tally:
     count = torch.tensor(len(targets), device=logits.device)
-    return FillScores(Tally(nats.to(sum_dtype(logits.device)), count, (logits.argmax(-1) == targets).sum()), best.sum())
+    return Tally(nats.to(sum_dtype(logits.device)), count, (logits.argmax(-1) == targets).sum())
 
 
 def _translation(one: Vocabulary, other: Vocabulary) -> list[int]:

@@ -23,7 +23,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.metrics import Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
-from charrnn.tasks.task import State
+from charrnn.tasks.task import State, shortcomings
 
 EVALUATION_COLUMNS = 8
 EVALUATION_COLUMN = 2000  # characters that a column should have before another one is opened
@@ -96,7 +96,7 @@ class LanguageModel:
 
     def notes(self) -> list[str]:
         wanted, streams = self.config.train, self._train_streams()
-        train, val = len(self.corpus.split("train")), len(self.corpus.split("val"))
+        train = len(self.corpus.split("train"))
         notes = list(self.corpus.notes)
         notes += [
             f"{name} {before} shrunk to {after}: the text has only {train:,} characters to train on"
@@ -106,12 +106,7 @@ class LanguageModel:
             )
             if after < before
         ]
-        if val < 2:
-            notes.append(f"the val split holds {val} characters, so there is nothing to evaluate on; raise data.val_fraction or add text")
-        if self.corpus.unknown:
-            share = self.corpus.unknown / len(self.corpus.ids)
-            notes.append(f"{self.corpus.unknown:,} characters ({share:.2%}) are outside the vocabulary: read as unknown, and not scored")
-        return notes
+        return notes + shortcomings(self.corpus)
 
     def _train_streams(self) -> Streams:
         return fit(self.corpus, "train", self.config.train.batch_size, self.config.train.tbptt_window)

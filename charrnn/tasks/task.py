@@ -112,3 +112,14 @@ def carry(state: State | None, batch: Batch) -> State | None:
     if state is None or not batch.continues:
         return None
     return tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
+
+
+def shortcomings(corpus: Corpus) -> list[str]:
+    """What is not evaluated or not scored of a text, a line each."""
+    notes, val = [], len(corpus.split("val"))
+    if val < 2:
+        notes.append(f"the val split holds {val} characters, so there is nothing to evaluate on; raise data.val_fraction or add text")
+    if corpus.unknown:
+        share = corpus.unknown / len(corpus.ids)
+        notes.append(f"{corpus.unknown:,} characters ({share:.2%}) are outside the vocabulary: read as unknown, and not scored")
+    return notes

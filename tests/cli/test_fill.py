@@ -201,6 +201,7 @@ class TestBeside:
         (tmp_path / "less").mkdir()
         train(tmp_path, "less", "lm", False, 1)
         said = run("eval", both, "--beside", tmp_path / "less.safetensors", "--set", "data.blanks.per_example=5")
+        assert "\nThe second is told all that stands before a blank, what others hide too, and nothing behind it.\n" in said.out
         assert said.out.endswith(" blanks more were left out: the second does not know what stood there.\n")
 
     def test_mistakes(self, run: Run, folder: Path, both: Path, classifier: Path) -> None:

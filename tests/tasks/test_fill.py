@@ -209,6 +209,12 @@ def test_a_preview_shows_an_example_before_and_after(tmp_path: Path) -> None:
     assert verdict == f"{right} of {shown.count('□')} as they were"
 
 
+def test_what_is_outside_the_vocabulary_is_noted(tmp_path: Path) -> None:
+    task = task_of(tmp_path, POEMS + "ÄÖ\n", data={"vocabulary": {"min_count": 2}})
+    assert any("2 characters (" in note and "read as unknown, and not scored" in note for note in task.notes())
+    assert not any("unknown" in note for note in task_of(tmp_path).notes())
+
+
 def test_a_file_of_ones_own_is_read_with_the_models_vocabulary(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     other = tmp_path / "other.txt"
