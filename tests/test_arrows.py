@@ -16,6 +16,7 @@ LEFT = {
     "errors": "",
     "config": "",
     "metrics": "",
+    "plots": "metrics",
     "device": "config",
     "interrupt": "",
     "lock": "",
@@ -40,13 +41,14 @@ LEFT = {
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
+    "classifying": "data metrics tasks",
     "generation": "data sampling constraints",
     "search": "data sampling constraints",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "fetching inspecting verse search",
+    "fetching inspecting verse search classifying plots",
     "__main__": "cli",
 }
 

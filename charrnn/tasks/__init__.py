@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from charrnn.config import Config
 from charrnn.data.corpus import Progress
+from charrnn.tasks.classify import Classifier
 from charrnn.tasks.lm import LanguageModel
 from charrnn.tasks.task import Task, TaskKind
 
-TASKS: dict[str, TaskKind] = {"lm": LanguageModel}
+TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "classify": Classifier}
 
 
 def load_task(config: Config, progress: Progress | None = None) -> Task:
