@@ -73,3 +73,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _filled(cell: str, width: int, right: bool) -> str:
     space = " " * (width - columns(cell))
     return space + cell if right else cell + space
+
+
+def figures(metrics: dict[str, float], prefix: str = "", added: int = 3) -> str:
+    """What a person is told of an evaluation: costs, accuracy, and of what the task adds the first so many."""
+    told: list[str] = []
+    for key, value in metrics.items():
+        name, per, unit = key.removeprefix(prefix).partition("_per_")
+        if per:
+            told.append(f"{value:.4f} {name}/{unit}")
+        elif name == "accuracy":
+            told.append(f"accuracy {value:.1%}")
+        elif name != "perplexity" and added > 0:
+            told.append(f"{name} {value:.4f}")
+            added -= 1
+    return ", ".join(told)
