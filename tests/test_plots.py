@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib import font_manager, image
 
 from charrnn.errors import UserError
 from charrnn.metrics import Confusion
@@ -20,6 +19,8 @@ DARKEST, LIGHTEST = (8, 48, 107), (247, 251, 255)  # of the colour map, for all 
 
 def pixels(picture: bytes) -> Any:
     """(height, width, 3) uint8."""
+    from matplotlib import image
+
     return np.round(image.imread(io.BytesIO(picture), format="png")[..., :3] * 255).astype(np.uint8)
 
 
@@ -39,6 +40,8 @@ def test_it_is_dark_where_a_row_lies_and_light_elsewhere() -> None:
 
 
 def test_labels_without_a_font_are_numbers_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import font_manager
+
     own = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith(("DejaVu", "Last Resort"))]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     confusion = Confusion(torch.tensor([[7, 1], [2, 9]]))
