@@ -16,6 +16,8 @@ LEFT = {
     "errors": "",
     "config": "",
     "metrics": "",
+    "plots": "metrics",
+    "tables": "metrics",
     "device": "config",
     "interrupt": "",
     "lock": "",
@@ -35,11 +37,12 @@ LEFT = {
     "novelty": "checkpoint data run_directory",
     "prosody": "",
     "verse": "data constraints prosody",
-    "tasks": "config metrics ops layers models data sampling",
+    "tasks": "config metrics tables ops layers models data sampling",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
+    "classifying": "data metrics tasks",
     "generation": "data sampling constraints",
     "search": "data sampling constraints",
     "filling": "data sampling",
@@ -47,7 +50,7 @@ LEFT = {
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling fetching inspecting verse search",
+    "filling classifying plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 
