@@ -204,6 +204,9 @@ class ModelConfig(Section):
     hidden_size: Width = 256  # units per layer
     num_layers: Annotated[int, Field(gt=0, le=1000)] = 1
     bidirectional: bool = False
+    residual: bool = False  # a layer's input is added to its output where the widths agree
+    pooling: Literal["last", "max", "mean", "attention"] | None = None  # classify only
+    crf: bool = False  # tag only
     tied_embeddings: bool = False  # head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
@@ -211,10 +214,12 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        if self.tied_embeddings and self.embedding_size != self.hidden_size:
+        width = self.hidden_size * (2 if self.bidirectional else 1)
+        if self.tied_embeddings and self.embedding_size != width:
+            times = "2 x " if self.bidirectional else ""
             raise ValueError(
-                f"tied_embeddings needs embedding_size ({self.embedding_size}) equal to hidden_size ({self.hidden_size}); "
-                f"set embedding_size: {self.hidden_size} or tied_embeddings: false"
+                f"tied_embeddings needs embedding_size ({self.embedding_size}) equal to {times}hidden_size ({width}); "
+                f"set embedding_size: {width} or tied_embeddings: false"
             )
         return self
 

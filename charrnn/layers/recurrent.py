@@ -1,6 +1,6 @@
-"""A stack of recurrent layers in one direction, with torch.nn's parameters.
+"""A stack of recurrent layers in one direction or in both, with torch.nn's parameters.
 
-Axes: T time, B batch, I input_size, H hidden_size, G gates of the cell.
+Axes: T time, B batch, I input_size, H hidden_size, D directions (1 or 2), G gates of the cell.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from charrnn.ops.recurrence import recurrence
 class RecurrentStack(nn.Module):
     """Layer k reads what layer k - 1 wrote: h_t^(k) = f(W h_t^(k-1) + V h_{t-1}^(k) + b).
 
+    `bidirectional` layers read the same once more from the end, with weights of their own and t + 1 for t - 1, and write
+    [forward's h_t ; backward's h_t] (Schuster & Paliwal 1997): layer k of both directions reads both of layer k - 1.
+
     Parameters have the names, shapes, gate order and initialisation of nn.LSTM, nn.GRU and nn.RNN, so a state_dict goes
-    either way. `layer_norm` normalises what a layer hands up, not the state it keeps. `between_layers` is dropout on what
-    all layers but the last hand up, `locked` over time or not; `weight_hh` is DropConnect on the recurrent weights.
+    either way, and states their order: layer 0 forward, layer 0 reverse, layer 1 forward, … `layer_norm` normalises what a
+    layer hands up, not the state it keeps. `residual` adds what a layer read, before any dropout, to what it hands up, where
+    the widths agree. `between_layers` is dropout on what all layers but the last hand up, `locked` over time or not;
+    `weight_hh` is DropConnect on the recurrent weights.
     """
 
     def __init__(
@@ -29,8 +34,10 @@ class RecurrentStack(nn.Module):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        bidirectional: bool = False,
         bias: bool = True,
         layer_norm: bool = False,
+        residual: bool = False,
         between_layers: float = 0.0,
         locked: bool = False,
         weight_hh: float = 0.0,
@@ -38,16 +45,21 @@ class RecurrentStack(nn.Module):
     ) -> None:
         super().__init__()
         self.cell, self.input_size, self.hidden_size, self.num_layers, self.bias = cell, input_size, hidden_size, num_layers, bias
+        self.directions = 2 if bidirectional else 1
+        self.output_size = self.directions * hidden_size
+        self.residual = residual
         self.between_layers, self.locked, self.weight_hh, self.backend = between_layers, locked, weight_hh, backend
         rows = CELLS[cell].gates * hidden_size
         for layer in range(num_layers):
-            self._own(f"weight_ih_l{layer}", rows, input_size if layer == 0 else hidden_size)
-            self._own(f"weight_hh_l{layer}", rows, hidden_size)
-            if bias:
-                self._own(f"bias_ih_l{layer}", rows)
-                self._own(f"bias_hh_l{layer}", rows)
+            for direction in range(self.directions):
+                suffix = _suffix(layer, direction)
+                self._own(f"weight_ih_{suffix}", rows, input_size if layer == 0 else self.output_size)
+                self._own(f"weight_hh_{suffix}", rows, hidden_size)
+                if bias:
+                    self._own(f"bias_ih_{suffix}", rows)
+                    self._own(f"bias_hh_{suffix}", rows)
         if layer_norm:
-            self.norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(num_layers))
+            self.norms = nn.ModuleList(nn.LayerNorm(self.output_size) for _ in range(num_layers))
         self.layer_norm = layer_norm
 
     def _own(self, name: str, *shape: int) -> None:
@@ -55,17 +67,18 @@ class RecurrentStack(nn.Module):
         self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
     def extra_repr(self) -> str:
-        return f"{self.cell}, {self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, backend={self.backend}"
+        both = ", bidirectional" if self.directions == 2 else ""
+        return f"{self.cell}, {self.input_size}, {self.hidden_size}, num_layers={self.num_layers}{both}, backend={self.backend}"
 
-    def weights(self, layer: int) -> Weights:
-        """The parameters of one layer themselves, nothing dropped."""
+    def weights(self, layer: int, direction: int = 0) -> Weights:
+        """The parameters of one layer in one direction (1: reverse) themselves, nothing dropped."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
-        return Weights(*(self.get_parameter(f"{name}_l{layer}") for name in names))
+        return Weights(*(self.get_parameter(f"{name}_{_suffix(layer, direction)}") for name in names))
 
     def initial_state(self, batch_size: int, like: Tensor) -> tuple[State, ...]:
-        """Zeros, one state a layer, (h,) or (h, c), each (B, H), of the dtype and on the device of `like`."""
+        """Zeros, one state a layer and direction, (h,) or (h, c), each (B, H), of the dtype and on the device of `like`."""
         zeros = like.new_zeros(batch_size, self.hidden_size)  # (B, H)
-        return ((zeros,) * len(CELLS[self.cell].state_names),) * self.num_layers
+        return ((zeros,) * len(CELLS[self.cell].state_names),) * (self.num_layers * self.directions)
 
     def forward(
         self,
@@ -73,24 +86,49 @@ class RecurrentStack(nn.Module):
         state: tuple[State, ...] | None,
         *,
         lengths: Tensor | None = None,
+        final_state: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
-        """x (T, B, I) and a state a layer (None: zeros) -> outputs (T, B, H) and the states after the last step.
+        """x (T, B, I) and a state a layer and direction (None: zeros) -> outputs (T, B, D·H) and the states after the last step.
 
-        `lengths` is that of ops.recurrence; what the outputs hold beyond a sequence's length means nothing. `generator`
-        draws the dropout masks. Raises ValueError for a state that does not fit.
+        `lengths` and `final_state` are those of ops.recurrence: without a final state the states are (). What the outputs hold
+        beyond a sequence's length means nothing. `generator` draws the dropout masks. Raises ValueError for a state that does
+        not fit.
         """
         state = self.initial_state(x.size(1), x) if state is None else state
-        if len(state) != self.num_layers:
-            raise ValueError(f"state is that of {len(state)} layers; expected {self.num_layers}")
+        if len(state) != self.num_layers * self.directions:
+            raise ValueError(
+                f"state is that of {len(state)} layers; expected {self.num_layers * self.directions}"
+                + (", each direction counted" if self.directions == 2 else "")
+            )
         after: list[State] = []
-        for layer, before in enumerate(state):
+        for layer in range(self.num_layers):
+            read = x  # (T, B, I) or (T, B, D·H)
             if layer > 0:
                 x = dropout(x, self.between_layers, locked=self.locked, training=self.training, generator=generator)
-            weights = self.weights(layer)
-            recurrent = drop_weight(weights.weight_hh, self.weight_hh, training=self.training, generator=generator)
-            x, final = recurrence(self.cell, x, before, weights._replace(weight_hh=recurrent), lengths=lengths, backend=self.backend)
-            after.append(final)
+            written: list[Tensor] = []
+            for direction in range(self.directions):
+                weights = self.weights(layer, direction)
+                recurrent = drop_weight(weights.weight_hh, self.weight_hh, training=self.training, generator=generator)
+                outputs, final = recurrence(
+                    self.cell,
+                    x,
+                    state[layer * self.directions + direction],
+                    weights._replace(weight_hh=recurrent),
+                    lengths=lengths,
+                    reverse=direction == 1,
+                    final_state=final_state,
+                    backend=self.backend,
+                )
+                written.append(outputs)
+                after.append(final)
+            x = torch.cat(written, -1) if self.directions == 2 else written[0]  # (T, B, D·H)
             if self.layer_norm:
                 x = self.norms[layer](x)
-        return x, tuple(after)  # (T, B, H)
+            if self.residual and read.size(-1) == self.output_size:
+                x = x + read
+        return x, tuple(after) if final_state else ()
+
+
+def _suffix(layer: int, direction: int) -> str:
+    return f"l{layer}_reverse" if direction else f"l{layer}"

@@ -1,27 +1,34 @@
-"""The character RNN: embedding, recurrent stack, head.
+"""The character RNN: embedding, recurrent stack, head; a pooling between the two where a whole text gets one answer.
 
-Axes: T time, B batch, E embedding_size, H hidden_size, V vocabulary size.
+Axes: T time, B batch, E embedding_size, W width of the stack's outputs (hidden_size, twice that in both directions),
+V vocabulary size, K answers to choose from (labels, or the vocabulary), N rows that are asked for.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charrnn.config import ModelConfig
+from charrnn.layers.crf import CRF
 from charrnn.layers.dropout import drop_rows, dropout
+from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.cells import State
 
-BY_ID = ("embedding.weight", "head.weight", "head.bias")  # parameters with a row for each id; tied, the first two are one
+# Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
+BY_ID = ("embedding.weight", "head.weight", "head.bias")
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
 
 class CharRNN(nn.Module):
-    """Ids in, logits of the next id out; o_t = softmax(logits_t) is the caller's to take.
+    """Ids in, logits of ids out, or of `labels` where their number is given; o_t = softmax(logits_t) is the caller's to take.
+
+    What is asked for is a logit for each step, for some of the steps, or with `config.pooling` for each text. With `config.crf`
+    the logits are the emissions of `crf`, which is the caller's to ask.
 
     The recurrent weights begin as PyTorch's. The others begin so that what the cells read from a character has unit
     variance (LeCun et al. 1998), where PyTorch's begin with a tenth of it: rows of N(0, 1) in the embedding, input weights in
@@ -30,8 +37,11 @@ class CharRNN(nn.Module):
     docs/performance.md.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, labels: int | None = None) -> None:
         super().__init__()
+        if config.tied_embeddings and labels is not None:
+            raise ValueError("tied embeddings share their rows with a head of ids; this one answers with labels")
+        answers = vocabulary_size if labels is None else labels
         self.dropout = config.dropout
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
         self.recurrent = RecurrentStack(
@@ -39,13 +49,18 @@ class CharRNN(nn.Module):
             config.embedding_size,
             config.hidden_size,
             config.num_layers,
+            bidirectional=config.bidirectional,
             layer_norm=config.layer_norm,
+            residual=config.residual,
             between_layers=config.dropout.between_layers,
             locked=config.dropout.is_locked("between_layers"),
             weight_hh=config.dropout.weight_hh,
             backend=config.backend,
         )
-        self.head = nn.Linear(config.hidden_size, vocabulary_size)
+        width = self.recurrent.output_size
+        self.pooling = None if config.pooling is None else Pooling(config.pooling, width, bidirectional=config.bidirectional)
+        self.head = nn.Linear(width, answers)
+        self.crf = CRF(answers) if config.crf else None
         if config.tied_embeddings:
             self.embedding.weight = self.head.weight
         self.read_scale = config.embedding_size**0.5 if config.tied_embeddings else 1.0
@@ -54,23 +69,42 @@ class CharRNN(nn.Module):
 
     def _initialise(self) -> None:
         for layer in range(self.recurrent.num_layers):
-            weight = self.recurrent.weights(layer).weight_ih  # (G·H, fan_in)
-            nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
+            for direction in range(self.recurrent.directions):
+                weight = self.recurrent.weights(layer, direction).weight_ih  # (G·H, fan_in)
+                nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
         bound = HEAD_GAIN * (3 / self.head.in_features) ** 0.5
         nn.init.uniform_(self.head.weight, -bound, bound)
         nn.init.normal_(self.embedding.weight, std=1 / self.read_scale)
 
     def forward(
-        self, inputs: Tensor, state: tuple[State, ...] | None, *, generator: torch.Generator | None = None
+        self,
+        inputs: Tensor,
+        state: tuple[State, ...] | None,
+        *,
+        lengths: Tensor | None = None,
+        at: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
-        """inputs (T, B) int64 and a state a layer (None: zeros) -> logits (T, B, V) and the states after the last step.
+        """inputs (T, B) int64 and a state a layer and direction (None: zeros) -> logits (T, B, K) and the states after the last step.
 
-        `generator` draws the dropout masks of training, on the model's device.
+        lengths   (B,) or None where all are T. What lies beyond is not read: any id will do, and the logits there mean nothing.
+                  Texts of several lengths end where they end, so no state goes on: it is ()
+        at        (T, B) bool: only these rows go through the head, in time-major order: logits (N, K). A head of many ids costs
+                  more than all the rest
+        generator draws the dropout masks of training, on the model's device
+
+        Pooled, the logits are (B, K). Raises ValueError for `at` with a pooling, and for a text of length 0 to pool.
         """
+        if self.pooling is not None and at is not None:
+            raise ValueError("a pooled model has one answer a text; leave out `at`")
         rows = drop_rows(self.embedding.weight, self.dropout.embedding, training=self.training, generator=generator)  # (V, E)
         x = self._drop(F.embedding(inputs, rows) * self.read_scale, "input", generator)  # (T, B, E)
-        x, state = self.recurrent(x, state, generator=generator)  # (T, B, H)
-        logits: Tensor = self.head(self._drop(x, "output", generator))  # (T, B, V)
+        x, state = self.recurrent(x, state, lengths=lengths, final_state=lengths is None, generator=generator)  # (T, B, W)
+        if self.pooling is not None:
+            x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
+        x = self._drop(x, "output", generator)
+        x = x.squeeze(0) if self.pooling is not None else x if at is None else x[at]  # (T, B, W), (B, W) or (N, W)
+        logits: Tensor = self.head(x)
         return logits, state
 
     def _drop(self, x: Tensor, place: Literal["input", "output"], generator: torch.Generator | None) -> Tensor:
@@ -81,3 +115,21 @@ class CharRNN(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are learned; a shared tensor counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class RecurrentSizes(NamedTuple):
+    """What reading from both sides costs: outputs twice as wide, and as many parameters once more."""
+
+    outputs: int  # numbers that the stack hands to the head at each step
+    forward: int  # parameters of the recurrent layers that read from the beginning
+    reverse: int  # and from the end; 0 in one direction
+
+
+def recurrent_sizes(model: CharRNN) -> RecurrentSizes:
+    stack = model.recurrent
+
+    def numbers(direction: int) -> int:
+        layers = [stack.weights(layer, direction) for layer in range(stack.num_layers)]
+        return sum(weight.numel() for weights in layers for weight in weights if weight is not None)
+
+    return RecurrentSizes(stack.output_size, numbers(0), numbers(1) if stack.directions == 2 else 0)

@@ -41,6 +41,7 @@ class Request:
     autocast: torch.dtype | None = None  # the products' dtype where it is lower than the state's
     ragged: bool = False
     reverse: bool = False
+    final_state: bool = True  # whether anybody asks for the state after the last step
 
     def __str__(self) -> str:
         precision = self.dtype if self.autocast is None else self.autocast
@@ -63,9 +64,9 @@ def preference(request: Request) -> tuple[str, ...]:
     """Backends in the order in which `auto` tries them, fastest first where docs/performance.md has measured it."""
     if request.device != "cpu":
         return ("fused", "explicit", "reference")
-    # oneDNN has kernels for the LSTM, not for packed sequences; PyTorch's own GRU and RNN loops hand the BLAS a transposed
-    # matrix with few rows at every step, which costs them up to half of the machine.
-    if request.cell == "lstm" and not request.ragged:
+    # oneDNN has kernels for the LSTM, not for packed sequences, without which a ragged LSTM has no c_n; PyTorch's own GRU and
+    # RNN loops hand the BLAS a transposed matrix with few rows at every step, which costs them up to half of the machine.
+    if request.cell == "lstm" and not (request.ragged and request.final_state):
         return ("fused", "explicit", "reference")
     return ("explicit", "fused", "reference")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
     if lengths is None:
         outputs, after = _stock(request, x, None, state, weights)
         return (outputs.flip(0), after) if request.reverse else (outputs, after)
+    if request.device == "cpu" and request.cell == "lstm" and not request.final_state:
+        return _dense(request, x, state, weights, lengths), ()
     # Packing has no empty sequences: run them one step long, then put back the state they came with.
     runs, lengths = (lengths > 0).unsqueeze(-1), lengths.clamp(min=1)
     packed = pack_padded_sequence(flip_time(x, lengths) if request.reverse else x, lengths.cpu(), enforce_sorted=False)
@@ -46,11 +49,40 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
     return torch.where(runs, outputs, 0), after
 
 
+def _dense(request: Request, x: Tensor, state: State, weights: Weights, lengths: Tensor) -> Tensor:
+    """Run every sequence to T, since packed ones miss oneDNN's kernels, and strike out what was written beyond the lengths.
+
+    What the padding does to a state comes after all that counts, in the reverse direction too, where each sequence is flipped
+    within its own length: no output before the length depends on it. In backward the gradients beyond are 0 from T down.
+    """
+    runs = torch.arange(x.size(0), device=x.device).unsqueeze(-1) < lengths  # (T, B)
+    x = torch.where(runs.unsqueeze(-1), x, 0)  # or NaN in the padding would reach the weights: 0 · NaN is NaN
+    if request.reverse:
+        x = flip_time(x, lengths)
+    outputs, _ = _stock(replace(request, reverse=False), x, None, state, weights)
+    outputs = torch.where(runs.unsqueeze(-1), outputs, 0)
+    return flip_time(outputs, lengths) if request.reverse else outputs
+
+
 def flip_time(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse each sequence within its own length; what lies beyond stays where it is. (T, B, ·) -> (T, B, ·)."""
     t = torch.arange(x.size(0), device=x.device).unsqueeze(-1)  # (T, 1)
-    source = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
-    return x.gather(0, source.unsqueeze(-1).expand_as(x))
+    source = torch.where(t < lengths, lengths - 1 - t, t) * x.size(1) + torch.arange(x.size(1), device=x.device)  # (T, B)
+    flipped: Tensor = _Exchange.apply(x.flatten(0, 1), source.flatten())  # type: ignore[no-untyped-call]
+    return flipped.view_as(x)
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows in an order that is its own inverse: the derivative is the same copy again, where autograd would add row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor, None]:
+        return _Exchange.apply(d_x, *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
 
 
 def _stock(request: Request, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:

@@ -17,6 +17,7 @@ def recurrence(
     *,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    final_state: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, State]:
     """Run a recurrent cell over time.
@@ -30,6 +31,7 @@ def recurrence(
         lengths   (B,) integers in 0..T or None. Where t >= length the state is held and the output is 0: outputs and
                   final states are those of torch.nn on packed sequences, in both directions, without gathering
         reverse   walk t = T-1..0; outputs stay at their own t
+        final_state  False where nobody asks for the final state, which is then (): ragged batches run faster without it
         backend   auto | reference | explicit | fused; a named backend runs or raises, `auto` takes the fastest that can
 
     Returns outputs (T, B, H) and the final state in the form of `state`.
@@ -48,10 +50,12 @@ def recurrence(
         autocast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         ragged=lengths is not None,
         reverse=reverse,
+        final_state=final_state,
     )
     chosen = choose(request) if backend == "auto" else require(backend, request)
     outputs, after = chosen.run(request, x, state, weights, lengths)
-    return outputs.to(state[0].dtype), tuple(s.to(before.dtype) for s, before in zip(after, state))
+    outputs = outputs.to(state[0].dtype)
+    return outputs, tuple(s.to(before.dtype) for s, before in zip(after, state)) if final_state else ()
 
 
 def _check(cell: str, x: Tensor, state: State, weights: Weights, lengths: Tensor | None) -> None:
