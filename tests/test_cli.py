@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from charrnn.cli import REPORT_SECONDS, Terminal, _marked, main, summary
+from charrnn.cli import main
+from charrnn.cli.sample import _marked
+from charrnn.cli.train import REPORT_SECONDS, Terminal, summary
 from charrnn.config import Config, build_config
 
 ROOT = Path(__file__).parent.parent
@@ -513,7 +515,7 @@ class TestEval:
         assert said.err == ""
 
     def test_a_terminal_is_not_silent_for_long(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("charrnn.cli.SILENCE_SECONDS", 0)
+        monkeypatch.setattr("charrnn.cli.output.SILENCE_SECONDS", 0)
         monkeypatch.setattr("sys.stderr.isatty", lambda: True)
         assert " chars/s]" in run("eval", model).err
 
@@ -624,7 +626,7 @@ class TestTerminal:
     @pytest.fixture
     def terminal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
         self.now = 1000.0
-        monkeypatch.setattr("charrnn.cli.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("charrnn.cli.train.time.monotonic", lambda: self.now)
         return Terminal(config_for(tmp_path, max_steps=20000))
 
     def report(self, step: int) -> Any:

@@ -1,0 +1,90 @@
+"""What a person names to several commands, and what it stands for: a model, a device, keys of the configuration, a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from charrnn.cli.output import progress_bar, warn
+from charrnn.errors import DataError, UserError, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from charrnn.checkpoint import Loaded
+    from charrnn.config import Config, DataConfig
+    from charrnn.data.corpus import Corpus
+    from charrnn.data.files import Source
+    from charrnn.data.formats import Reading
+
+Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
+
+
+# The command for a text of one's own with a model of a task. The other tasks' commands are called as the tasks are.
+OWN_TEXT = {"lm": "sample"}
+
+
+def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
+    """The model that a person names. Raises UserError where it is not of `task`, the only one that `command` can do; None: of any."""
+    from charrnn.checkpoint import build_model, find_model, load_model
+    from charrnn.device import resolve_device
+
+    where = resolve_device(device)
+    loaded = load_model(find_model(model), str(where))
+    own = loaded.config.task
+    if task is not None and own != task:
+        needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"
+        raise UserError(f"{loaded.path}: a model of task {own}; {needs}; use charrnn {OWN_TEXT.get(own, own)}")
+    return loaded, build_model(loaded)
+
+
+def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
+    """The configuration of a model, with what the command line changes in it."""
+    from charrnn.config import build_config
+
+    # Where this machine keeps its cache is not for a model that may come from anywhere to say.
+    settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
+    config = build_config(settings, str(loaded.path), set_ or [])
+    if config.task != loaded.config.task:
+        raise UserError(f"{loaded.path}: a model of task {loaded.config.task}; --set task={config.task} cannot change that; leave it out")
+    return config
+
+
+def corpus_of(loaded: Loaded, config: Config) -> Corpus:
+    """The text that a model was trained on. Raises DataError where it is not there, or is another one."""
+    from charrnn.data.corpus import load_corpus
+
+    remedy = "give a text with --file, or say where the text is now: --set data.path=…"
+    try:
+        with progress_bar("B", None) as bar:
+
+            def encoding(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+
+            corpus = load_corpus(config.data, config.seed, encoding)
+    except DataError as error:
+        raise DataError(f"{error}; {remedy}") from None
+    if corpus.vocabulary != loaded.vocabulary:
+        raise DataError(f"{loaded.path}: {source_of(config)} is not the text it was trained on, for its characters are others; {remedy}")
+    return corpus
+
+
+def source_of(config: Config) -> str:
+    path = config.data.path
+    return config.data.source if path is None else printable(path if isinstance(path, str) else ", ".join(path))
+
+
+def reading_of(loaded: Loaded, data: DataConfig, text: Path | Source, documents: str | None = None) -> Reading:
+    """A text of a person's own as the model reads it, or cut into `documents`. What there is to say of it is said."""
+    from charrnn.data.formats import read_file
+
+    reading = read_file(data, text, documents or (None if loaded.vocabulary.end is not None else "none"))
+    reading.settle()
+    for note in reading.notes():
+        warn(note)
+    return reading

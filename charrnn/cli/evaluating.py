@@ -1,0 +1,177 @@
+"""`charrnn eval` and `charrnn score`: how well a model predicts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from charrnn.cli.arguments import Device, Model, Overrides, config_of, corpus_of, load, reading_of, source_of
+from charrnn.cli.output import progress_bar, warn
+from charrnn.errors import DataError, counted, printable
+
+if TYPE_CHECKING:
+    from charrnn.data.files import Source
+    from charrnn.data.formats import Reading
+    from charrnn.evaluation import Window
+    from charrnn.scoring import Document, Score
+
+
+def evaluate(
+    model: Model = None,
+    split: Annotated[str, typer.Option(help="train, val or test, of the text the model was trained on")] = "val",
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="a text of your own instead")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, keys as in metrics.jsonl")] = False,
+    per_char: Annotated[bool, typer.Option("--per-char", help="a line for each character: it and its surprisal in bits")] = False,
+    device: Device = "auto",
+    set_: Overrides = None,
+) -> None:
+    """Measure how well a model predicts a text."""
+    from charrnn import evaluation
+    from charrnn.metrics import sayable
+
+    loaded, network = load(model, device)
+    config = config_of(loaded, set_)
+    if file:
+        stream = evaluation.documents_stream(loaded.vocabulary, reading_of(loaded, config.data, file).pieces())
+        total, what = None, str(file)
+    else:
+        corpus = corpus_of(loaded, config)
+        stream = evaluation.split_stream(corpus, split)
+        total, what = len(corpus.split(split)), f"the {split} split of {source_of(config)}"
+    if per_char:
+        _print_surprisal(evaluation.per_char(network, loaded.vocabulary, stream), as_json)
+        return
+    found = evaluation.evaluate_stream(network, loaded.vocabulary, _watched(stream, total))
+    figures = found.as_metrics()
+    if as_json:
+        asked = {"file": str(file)} if file else {"split": split}
+        typer.echo(json.dumps(sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
+        return
+    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
+    typer.echo(
+        f"{figures['nats_per_char']:.4f} nats/char   {figures['bits_per_char']:.4f} bits/char   perplexity {figures['perplexity']:,.3f}   "
+        f"accuracy {figures['accuracy']:.2%}   {figures['chars_per_second']:,.0f} chars/s"
+    )
+    if file or found.unknown:
+        typer.echo(f"{figures['unknown_share']:.2%} of the characters are unknown to the model and not scored")
+
+
+def _watched(stream: Iterator[Window], total: int | None) -> Iterator[Window]:
+    with progress_bar(" chars", total) as bar:
+        for window in stream:
+            yield window
+            bar.update(len(window.ids))
+
+
+def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:
+    from charrnn.metrics import sayable
+
+    for character, bits in characters:
+        if as_json:
+            typer.echo(json.dumps(sayable({"char": character, "bits": bits}), ensure_ascii=False))
+        else:
+            shown = json.dumps(character, ensure_ascii=False) if character else "end"
+            typer.echo(f"{shown}\t" + ("-" if bits is None else f"{bits:.3f}"))
+
+
+def score(
+    text: Annotated[str, typer.Argument(metavar="FILE|FOLDER|-", help="a text, a folder of texts, or - for standard input")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="a run directory or a .safetensors file; left out, the newest run")
+    ] = None,
+    documents: Annotated[
+        Literal["none", "lines", "blank_lines", "files"] | None,
+        typer.Option(help="what a document is; in a folder a file by default, in a file what it was for the model. none: all of the file"),
+    ] = None,
+    sort: Annotated[bool | None, typer.Option("--sort/--no-sort", help="the likeliest first; by default in a folder only")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object for each document, keys as in eval --json")] = False,
+    device: Device = "auto",
+    set_: Overrides = None,
+) -> None:
+    """Tell how much a model likes each document: its bits per character, a line for each.
+
+    Each document is read from a fresh start, and its end counts as a character where the model knows documents. Characters that the
+    model does not know are read as unknown and not scored.
+    """
+    from charrnn import scoring
+
+    loaded, network = load(model, device, "lm", "score")
+    config = config_of(loaded, set_)
+    in_folder, texts = _texts(text)
+    cut = documents or ("files" if in_folder else None if loaded.vocabulary.end is not None else config.data.documents)
+    readings: Iterable[tuple[str, Reading]] = ((name, reading_of(loaded, config.data, source, cut)) for name, source in texts)
+    numbered = cut in ("lines", "blank_lines")
+    if cut is None:
+        readings = list(readings)  # of one text
+        numbered = any(not {"none", "files"}.issuperset(reading.formats) for _, reading in readings)
+    scores = scoring.score(network, loaded.vocabulary, _documents(readings))
+    if in_folder if sort is None else sort:
+        scores = iter(sorted(scores, key=_by_bits))
+    count = chars = unknown = 0
+    for found in scores:
+        if not as_json and count == 0:
+            typer.echo("bits/char    chars  unknown  document", err=True)
+        count, chars, unknown = count + 1, chars + found.chars, unknown + found.unknown
+        _print_score(found, as_json, numbered)
+    if count == 0:
+        raise DataError(f"{printable(text)}: holds nothing but blank text; expected documents to score")
+    if not as_json:
+        share = f"{unknown / chars:.2%} of them unknown to the model and not scored"
+        typer.echo(f"{counted(count, 'document')}, {chars:,} characters, {share}", err=True)
+
+
+def _texts(name: str) -> tuple[bool, list[tuple[str, Source]]]:
+    """Whether a folder was named, or an archive, which is one; and the texts that a person named, with what each is called."""
+    from charrnn.config import user_path
+    from charrnn.data.files import Source, files_in, kind, sources
+
+    if name == "-":
+        return False, [("-", Source(Path("standard input"), content=sys.stdin.buffer.read()))]
+    path = user_path(name, "the text")
+    if not path.exists():
+        raise DataError(f"{printable(name)}: no such file or folder; expected a text, a folder of texts, or - for standard input")
+    if not path.is_dir() and kind(path) != "zip":
+        return False, [(name, Source(path))]
+    files = files_in(path) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{printable(name)}: the folder holds no files; expected texts to score")
+    return True, [(source.name, source) for source in sources(files)]
+
+
+def _documents(readings: Iterable[tuple[str, Reading]]) -> Iterator[Document]:
+    from charrnn.scoring import documents_of
+
+    with progress_bar(" documents", None) as bar:
+        for source, reading in readings:
+            number = 0
+            for document in documents_of(source, reading):
+                number = document.number
+                yield document
+                bar.update()
+            if number == 0:
+                warn(f"{source}: blank, so it has no score")
+
+
+def _by_bits(score: Score) -> tuple[bool, float]:
+    """The likeliest first; last what could not be scored."""
+    bits = score.bits_per_char
+    return (True, 0.0) if bits is None or math.isnan(bits) else (False, bits)
+
+
+def _print_score(score: Score, as_json: bool, numbered: bool) -> None:
+    if as_json:
+        from charrnn.metrics import sayable
+
+        named = {"file": score.source, "document": score.number, "begins": score.beginning}
+        typer.echo(json.dumps(sayable(named | score.as_metrics()), ensure_ascii=False))
+        return
+    bits = "-" if score.bits_per_char is None else f"{score.bits_per_char:.4f}"
+    name = f"{score.source}:{score.number}" if numbered else score.source
+    beginning = printable(" ".join(score.beginning.split()))
+    typer.echo(f"{bits:>9}  {score.chars:>7,}  {score.unknown / score.chars:>7.1%}  {printable(name)}  {beginning}")

@@ -1,0 +1,52 @@
+"""`charrnn info` and `charrnn backends`: what there is."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from charrnn.cli.arguments import Model
+from charrnn.errors import printable
+
+
+def info(model: Model = None) -> None:
+    """Show what is in a checkpoint."""
+    from charrnn.checkpoint import build_model, find_model, load_model
+    from charrnn.models.char_rnn import count_parameters
+
+    loaded = load_model(find_model(model))
+    shape, characters = loaded.config.model, loaded.vocabulary.characters
+    shown = characters if len(characters) <= 120 else characters[:120] + "…"
+    typer.echo(f"file        {loaded.path} ({loaded.path.stat().st_size:,} bytes)")
+    typer.echo(f"task        {loaded.config.task}")
+    typer.echo(f"model       {shape.cell}, {shape.num_layers} × {shape.hidden_size}, embedding {shape.embedding_size}")
+    typer.echo(f"parameters  {count_parameters(build_model(loaded)):,}")
+    symbols = ", ".join(loaded.vocabulary.symbols)
+    typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {printable(json.dumps(shown, ensure_ascii=False))}")
+    typer.echo(f"step        {loaded.step:,}")
+    for name, value in loaded.metrics.items():
+        typer.echo(f"{name:<24} {value:.6g}")
+    typer.echo("config")
+    typer.echo("\n".join("  " + line for line in loaded.config.to_yaml().splitlines()))
+
+
+def backends() -> None:
+    """Show which backend runs which cell, and where."""
+    import torch
+
+    from charrnn.ops.backends import BACKENDS, Request, backend, choose
+    from charrnn.ops.cells import CELLS
+
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    headings = [device if there else f"{device} (not here)" for device, there in here.items()]
+    typer.echo(f"{'cell':<10}{'backend':<12}" + "".join(f"{heading:<20}" for heading in headings).rstrip())
+    for cell in CELLS:
+        for name in BACKENDS:
+            answers = []
+            for device in here:
+                request = Request(cell=cell, device=device)
+                reason = backend(name).refuses(request)
+                answers.append(f"no: {reason}" if reason else "yes, auto" if choose(request) is backend(name) else "yes")
+            typer.echo(f"{cell:<10}{name:<12}" + "".join(f"{answer:<20}" for answer in answers).rstrip())
+    typer.echo("`auto` marks what model.backend: auto takes in fp32.")

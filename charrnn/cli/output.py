@@ -1,0 +1,55 @@
+"""Where a command writes: warnings and bars on standard error, or a file in the place of standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from charrnn.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+ANOTHER_PLACE = "name a file in a directory that exists"  # what helps where --out cannot be written
+SILENCE_SECONDS = 1.0  # before a bar appears
+
+
+def warn(text: str) -> None:
+    typer.echo(f"charrnn: warning: {text}", err=True)
+
+
+def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:
+    """For work during which a terminal would else be silent for long."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, unit_scale=True, delay=SILENCE_SECONDS, leave=False, disable=not sys.stderr.isatty())
+
+
+def expect_place(path: Path) -> None:
+    """Raises UserError where no file can be."""
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f"--out {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+
+
+def write(path: Path, pieces: Iterable[str]) -> None:
+    """Write when the whole text is there: what fails before leaves an older file as it was."""
+    from charrnn.checkpoint import WriteError, write_atomically
+
+    try:
+        text = "".join(pieces)
+        if path.exists() and not path.is_file():  # a pipe or a terminal is written to, not replaced
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(path.resolve(), text.encode(), f"free some space, or {ANOTHER_PLACE}")  # resolved: a link stays one
+    except WriteError as error:
+        raise UserError(f"--out {error}") from None
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None

@@ -1,0 +1,186 @@
+"""`charrnn train`, and what a person sees of a run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from charrnn.cli.arguments import Overrides
+from charrnn.cli.output import warn
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from charrnn.config import Config
+    from charrnn.training import Outcome, Plan, StepReport
+
+REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
+OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
+
+
+def train(
+    config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML; `configs/` holds some")],
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run where it was stopped")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run directory")] = False,
+    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="go on from another model, with new characters too")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; the config's by default")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the configuration with all defaults, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="read the text, print sizes and warnings, and stop")] = False,
+) -> None:
+    """Train the model that a YAML file describes."""
+    from charrnn.config import load_config
+
+    settings = load_config(config, [*(set_ or []), *([f"device={device}"] if device else [])])
+    if print_config:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
+    from charrnn import training
+
+    if dry_run:
+        with Terminal(settings) as terminal:
+            planned = training.plan(settings, terminal, init_from=init_from)
+        _print_plan(planned)
+        return
+    with Terminal(settings) as terminal:
+        outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=terminal)
+    raise typer.Exit({"interrupted": 130, "terminated": 143, "diverged": 1}.get(outcome.status, 0))
+
+
+def _print_plan(plan: Plan) -> None:
+    typer.echo(plan.summary())
+    typer.echo(f"{plan.steps_per_epoch:,} windows in one pass, {plan.shards} shards")
+    for note in plan.notes:
+        typer.echo(note)
+    for warning in plan.warnings:
+        warn(warning)
+
+
+class Terminal:
+    """What a person sees of a run: a bar on a terminal, a line now and then elsewhere. The Reporter of training."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._live = sys.stdout.isatty() and sys.stderr.isatty()
+        self._bar: tqdm[NoReturn] | None = None
+        self._spoke = time.monotonic()  # what is over sooner than REPORT_SECONDS is not worth a line
+        self._reported = False  # that a report has come
+        self._val = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def warn(self, text: str) -> None:
+        self._say(f"charrnn: warning: {text}", err=True)
+
+    def encoding(self, done: int, total: int) -> None:
+        megabytes = f"encoding {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        if self._live:
+            self._show(done / max(1, total), megabytes)
+            if done >= total:
+                self._close()
+        elif self._due():
+            self._say(megabytes)
+
+    def stepped(self, step: int, progress: float) -> None:
+        """Until the first report this is all that shows life; then it moves the bar."""
+        where = None if self._reported else self._where(step, progress)
+        if self._live:
+            self._show(progress, where)
+        elif where and self._due():
+            self._say(where)
+
+    def _where(self, step: int, progress: float) -> str:
+        steps = self._config.train.max_steps
+        share = "" if self._live else f" ({progress:.0%})"  # a bar shows it already
+        return f"step {step}/{steps}" if steps else f"step {step}{share}"
+
+    def step(self, report: StepReport) -> None:
+        self._reported = True
+        line = (
+            f"{self._where(report.step, report.progress)}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
+            f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
+        )
+        if self._live:
+            self._show(report.progress, line)
+        elif self._due():
+            self._say(line)
+
+    def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None:
+        if metrics:
+            nats, bits = metrics["val_nats_per_char"], metrics["val_bits_per_char"]
+            self._val = f" (val {bits:.3f})"
+            best = ", the best so far" if is_best else ""
+            self._say(f"val {nats:.4f} nats/char, {bits:.4f} bits/char, accuracy {metrics['val_accuracy']:.1%}{best}")
+        self._say("\n".join("    " + line for line in sample.strip("\n").split("\n")))
+
+    def done(self, outcome: Outcome) -> None:
+        self._close()
+        self._say(summary(outcome))
+
+    def _show(self, progress: float, line: str | None) -> None:
+        """Move the bar, and write a line behind it. None: the one that stands there."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            bar = "{percentage:3.0f}% {bar:12} {elapsed}<{remaining}  {desc}"
+            self._bar = tqdm(total=1.0, initial=progress, desc=line, bar_format=bar, leave=False, dynamic_ncols=True, miniters=0)
+        if line is not None:
+            self._bar.set_description_str(line, refresh=False)
+        self._bar.update(progress - self._bar.n)
+
+    def _due(self) -> bool:
+        if time.monotonic() - self._spoke < REPORT_SECONDS:
+            return False
+        self._spoke = time.monotonic()
+        return True
+
+    def _say(self, text: str, *, err: bool = False) -> None:
+        stream = sys.stderr if err else sys.stdout
+        if self._bar is not None:
+            self._bar.write(text, file=stream)
+        else:
+            typer.echo(text, file=stream)
+        stream.flush()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def summary(outcome: Outcome) -> str:
+    """The one sentence at the end of a run."""
+    run = shlex.quote(str(outcome.run))
+    resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"
+    since_best = outcome.steps - outcome.best_step
+    ending = {
+        "finished": f"Finished after {outcome.steps:,} steps",
+        "already_finished": f"This run is finished already, after {outcome.steps:,} steps",
+        "early_stopped": f"Stopped early at step {outcome.steps:,}, with no better value in the last {since_best:,} steps",
+        "interrupted": f"Interrupted and saved at step {outcome.steps:,}; {resume}",
+        "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
+        "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",
+    }[outcome.status]
+    if not outcome.best:
+        found = "no value on the val split was finite" if outcome.last else "no value was measured on a val split"
+        return f"{ending}; {found}; to let it write: charrnn sample {run}"
+    best, last = outcome.best["val_nats_per_char"], outcome.last.get("val_nats_per_char", math.nan)
+    value = f"best val {best:.4f} nats/char ({outcome.best['val_bits_per_char']:.4f} bits/char) at step {outcome.best_step:,}"
+    if not math.isfinite(last):
+        since = "the last value is not finite"
+    else:
+        since = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
+    return f"{ending}; {value}, and {since}; to let it write: charrnn sample {run}"
