@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,105 @@ class Tally:
         if count == 0:
             raise ValueError("no characters were counted, so there is no mean over them")
         return count
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What was found of what there is, by label: spans of a text, or texts as a whole. Each (L,) int64, on one device."""
+
+    predicted: Tensor  # of each label, how many were answered
+    true: Tensor  # how many there are
+    hit: Tensor  # how many of the answered are there
+
+    @classmethod
+    def zero(cls, labels: int, device: torch.device | str = "cpu") -> Spans:
+        none = torch.zeros(labels, dtype=torch.int64, device=device)
+        return cls(none, none, none)
+
+    @classmethod
+    def of(cls, truth: Collection[tuple[int, int, int]], answer: Collection[tuple[int, int, int]], labels: int) -> Spans:
+        """Of two sets of (start, stop, label): a span is hit where all three agree."""
+
+        def count(spans: Iterable[tuple[int, int, int]]) -> Tensor:
+            return torch.bincount(torch.tensor([label for _, _, label in spans], dtype=torch.int64), minlength=labels)
+
+        return cls(count(set(answer)), count(set(truth)), count(set(truth) & set(answer)))
+
+    def __add__(self, other: Spans) -> Spans:
+        return Spans(self.predicted + other.predicted, self.true + other.true, self.hit + other.hit)
+
+    def precision(self) -> Tensor:
+        """(L,) float64, as recall and f1; 0 where nothing was answered."""
+        return _share(self.hit, self.predicted)
+
+    def recall(self) -> Tensor:
+        return _share(self.hit, self.true)
+
+    def f1(self) -> Tensor:
+        """The harmonic mean of precision and recall."""
+        return _share(2 * self.hit, self.predicted + self.true)
+
+    def together(self) -> Spans:
+        """All labels as one, (1,): what is called micro."""
+        return Spans(self.predicted.sum().view(1), self.true.sum().view(1), self.hit.sum().view(1))
+
+    def macro(self, figures: Tensor) -> float:
+        """The mean of precision, recall or f1 over the labels, (L,), without those that were neither there nor answered; 0 without any."""
+        met = (self.predicted + self.true) > 0
+        return float(figures[met].mean()) if bool(met.any()) else 0.0
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        """Of all labels together, and the means over them."""
+        micro = self.together()
+        return {
+            f"{prefix}precision": float(micro.precision()),
+            f"{prefix}recall": float(micro.recall()),
+            f"{prefix}f1": float(micro.f1()),
+            f"{prefix}macro_precision": self.macro(self.precision()),
+            f"{prefix}macro_recall": self.macro(self.recall()),
+            f"{prefix}macro_f1": self.macro(self.f1()),
+        }
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What was answered for what: rows are the truth, columns the answers."""
+
+    counts: Tensor  # (K, K) int64
+
+    @classmethod
+    def zero(cls, labels: int, device: torch.device | str = "cpu") -> Confusion:
+        return cls(torch.zeros(labels, labels, dtype=torch.int64, device=device))
+
+    @classmethod
+    def of(cls, truth: Tensor, answers: Tensor, labels: int) -> Confusion:
+        """From indices of labels, both (N,)."""
+        return cls(torch.bincount(truth * labels + answers, minlength=labels * labels).view(labels, labels))
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(self.counts + other.counts)
+
+    def accuracy(self) -> float:
+        count = int(self.counts.sum())
+        if count == 0:
+            raise ValueError("nothing was answered, so there is no accuracy")
+        return int(self.counts.diagonal().sum()) / count
+
+    def by_label(self) -> Spans:
+        """Each label's own precision, recall and F1."""
+        return Spans(self.counts.sum(0), self.counts.sum(1), self.counts.diagonal())
+
+    def macro_f1(self) -> float:
+        labels = self.by_label()
+        return labels.macro(labels.f1())
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        return {f"{prefix}accuracy": self.accuracy(), f"{prefix}macro_f1": self.macro_f1()}
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole in float64, 0 where there is none."""
+    return part.cpu().double() / whole.cpu().clamp(min=1)
 
 
 def sayable(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from charrnn.metrics import Tally, sayable
+from charrnn.metrics import Confusion, Spans, Tally, sayable
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:
@@ -52,3 +52,67 @@ def test_nothing_counted_has_no_mean() -> None:
 def test_json_cannot_say_what_is_not_finite() -> None:
     values = {"nats": math.nan, "perplexity": math.inf, "accuracy": 0.5, "step": 3, "file": "a.txt", "bits": None}
     assert sayable(values) == {"nats": None, "perplexity": None, "accuracy": 0.5, "step": 3, "file": "a.txt", "bits": None}
+
+
+# Four labels: 0 is hit twice of three, 1 once of one but answered twice, 2 never, 3 is neither there nor answered.
+TRUTH, ANSWERS = [0, 0, 0, 1, 2], [0, 0, 1, 1, 0]
+
+
+def test_confusion_by_hand() -> None:
+    found = Confusion.of(torch.tensor(TRUTH), torch.tensor(ANSWERS), 4)
+    assert found.counts.tolist() == [[2, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    labels = found.by_label()
+    assert labels.precision().tolist() == pytest.approx([2 / 3, 1 / 2, 0, 0])
+    assert labels.recall().tolist() == pytest.approx([2 / 3, 1, 0, 0])
+    assert labels.f1().tolist() == pytest.approx([2 / 3, 2 / 3, 0, 0])
+    assert found.as_metrics("val_") == pytest.approx({"val_accuracy": 3 / 5, "val_macro_f1": (2 / 3 + 2 / 3 + 0) / 3})
+
+
+def test_confusions_add_up() -> None:
+    parts = [Confusion.of(torch.tensor(TRUTH)[cut], torch.tensor(ANSWERS)[cut], 4) for cut in (slice(0, 2), slice(2, 5), slice(5, 5))]
+    whole = Confusion.of(torch.tensor(TRUTH), torch.tensor(ANSWERS), 4)
+    total = sum(parts, start=Confusion.zero(4))
+    assert torch.equal(total.counts, whole.counts) and total.counts.dtype == torch.int64
+
+
+def test_confusion_against_counting_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    truth, answers = torch.randint(5, (2, 300), generator=generator)
+    found = Confusion.of(truth, answers, 5)
+    pairs = list(zip(truth.tolist(), answers.tolist()))
+    scores = []
+    for label in range(5):
+        hit = sum(t == a == label for t, a in pairs)
+        precision, recall = hit / sum(a == label for _, a in pairs), hit / sum(t == label for t, _ in pairs)
+        scores.append(2 * precision * recall / (precision + recall))
+    assert found.accuracy() == pytest.approx(sum(t == a for t, a in pairs) / 300)
+    assert found.macro_f1() == pytest.approx(sum(scores) / 5)
+
+
+def test_an_empty_confusion_has_no_accuracy() -> None:
+    with pytest.raises(ValueError, match="nothing was answered"):
+        Confusion.zero(2).as_metrics()
+
+
+def test_spans_by_hand() -> None:
+    truth = [(0, 2, 0), (4, 5, 0), (6, 9, 1)]
+    answer = [(0, 2, 0), (4, 6, 0), (6, 9, 0), (10, 11, 1)]
+    found = Spans.of(truth, answer, 3)
+    assert (found.predicted.tolist(), found.true.tolist(), found.hit.tolist()) == ([3, 1, 0], [2, 1, 0], [1, 0, 0])
+    assert found.as_metrics("test_") == pytest.approx(
+        {
+            "test_precision": 1 / 4,
+            "test_recall": 1 / 3,
+            "test_f1": 2 / 7,
+            "test_macro_precision": (1 / 3 + 0) / 2,  # the third label was neither there nor answered
+            "test_macro_recall": (1 / 2 + 0) / 2,
+            "test_macro_f1": (2 / 5 + 0) / 2,
+        }
+    )
+
+
+def test_spans_add_up_and_none_at_all_are_worth_nothing() -> None:
+    total = Spans.zero(2) + Spans.of([(0, 1, 1)], [(0, 1, 1)], 2) + Spans.of([(0, 1, 0)], [], 2)
+    assert total.recall().tolist() == [0, 1] and total.together().f1().tolist() == pytest.approx([2 / 3])
+    assert set(Spans.zero(2).as_metrics().values()) == {0.0}
+    assert set(Spans.zero(0).as_metrics().values()) == {0.0}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from charrnn.data.files import OnBytes, Source
 from charrnn.errors import DataError
@@ -21,16 +23,25 @@ FEW = 64  # bytes outside ASCII: what they show of an encoding may be chance
 DAMAGED = 16  # bytes more than there are characters, in UTF-8 before the first byte that is none: it is UTF-8, and damaged
 KANA_SHARE = 0.2  # of the characters outside ASCII: Japanese is full of hiragana; Chinese read as Shift-JIS, of half-width katakana
 LATIN_SHARE = 0.25  # of the bytes outside ASCII: text in Latin letters has fewer, Chinese and Japanese more
+_HALF = re.compile(b"\xed[\xa0-\xbf]([\x80-\xbf]|$)")  # half of a character, as CESU-8 writes it: UTF-8, and damaged
+_HALVES = re.compile("[\ud800-\udfff]+")
 
 
-def read_text(file: Path | Source, encoding: str = "utf-8", on_bytes: OnBytes | None = None) -> Iterator[str]:
+def read_text(
+    file: Path | Source,
+    encoding: str = "utf-8",
+    on_bytes: OnBytes | None = None,
+    *,
+    errors: Literal["strict", "surrogateescape"] = "strict",
+) -> Iterator[str]:
     """The text of a file in pieces: BOM dropped, line ends made `\\n`, `.gz` unpacked. `on_bytes` hears how many were read.
 
-    Raises DataError naming file and byte offset where the bytes are not text in that encoding.
+    Raises DataError naming file and byte offset where the bytes are not text in that encoding; with `surrogateescape` such a byte
+    becomes half of a character, for who looks at each line and can do without some.
     """
     source = file if isinstance(file, Source) else Source(file)
     encoding = detect(source) if encoding == AUTO else encoding
-    decoder = codec(encoding).incrementaldecoder()
+    decoder = codec(encoding).incrementaldecoder(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0  # in the text's bytes
     begun = False
@@ -50,6 +61,17 @@ def read_text(file: Path | Source, encoding: str = "utf-8", on_bytes: OnBytes | 
             yield newlines.decode(text, final=not piece)
             if not piece:
                 return
+
+
+def halves(text: str) -> str | None:
+    """What of a text is no character: bytes that `surrogateescape` let through, or a surrogate; None where all are whole."""
+    found = _HALVES.search(text)
+    if found is None:
+        return None
+    points = list(map(ord, found[0][:6]))
+    if all(0xDC80 <= point <= 0xDCFF for point in points):
+        return f"byte{'' if len(points) == 1 else 's'} " + " ".join(f"{point - 0xDC00:02X}" for point in points)
+    return " ".join(f"U+{point:04X}" for point in points)
 
 
 def codec(encoding: str) -> codecs.CodecInfo:
@@ -82,12 +104,12 @@ def opening_text(source: Source, encoding: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def detect_all(sources: list[Source]) -> list[str]:
+def detect_all(sources: list[Source], *, tolerant: bool = False) -> list[str]:
     """The encoding of each source; `ascii` for one that would be the same in any. Raises DataError where two differ."""
     found: list[str] = []
     first: tuple[Source, str] | None = None
     for source in sources:
-        encoding = detect(source, first[1] if first else None)
+        encoding = detect(source, first[1] if first else None, tolerant=tolerant)
         if first and encoding not in ("ascii", first[1]):
             raise DataError(
                 f"{source.name}: {encoding}, and {first[0].name} is {first[1]}; expected one encoding in all files, "
@@ -99,11 +121,11 @@ def detect_all(sources: list[Source]) -> list[str]:
     return found
 
 
-def detect(source: Source, neighbour: str | None = None) -> str:
+def detect(source: Source, neighbour: str | None = None, *, tolerant: bool = False) -> str:
     """What a text is in, by all of its bytes: its byte order mark, else UTF-8, else what charset-normalizer finds likeliest.
 
     `neighbour` is the encoding of the text beside it, and decides where there is too little to see.
-    Raises DataError naming file and byte offset where it is nothing that is known here.
+    Raises DataError naming file and byte offset where it is nothing that is known here. `tolerant`: text like that is damaged UTF-8.
     """
     with source.opened() as raw:
         start = raw.read(SAMPLE)
@@ -120,6 +142,7 @@ def detect(source: Source, neighbour: str | None = None) -> str:
         except UnicodeDecodeError as error:
             surplus += error.start - len(error.object[: error.start].decode("utf-8"))
             where = offset - pending + error.start
+            halved = surplus > 0 and _HALF.match(error.object, error.start) is not None
             break
         if ascii and not piece.isascii():
             ascii = False
@@ -128,10 +151,12 @@ def detect(source: Source, neighbour: str | None = None) -> str:
     else:
         return "ascii" if ascii else "utf-8"
     sample = _telling_lines(source)
-    fitting = [] if surplus >= DAMAGED or b"\0" in start else [name for name in FOREIGN if _decodes(_pieces(source), name)]
+    fitting = [] if surplus >= DAMAGED or halved or b"\0" in start else [name for name in FOREIGN if _decodes(_pieces(source), name)]
     if neighbour in fitting and _high(sample) < FEW:
         return neighbour
     likeliest = _likeliest(sample, fitting)
+    if likeliest is None and tolerant and b"\0" not in start:
+        return "utf-8"
     if likeliest is None:
         raise DataError(_undecodable(source, "utf-8", where))
     return likeliest

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.config import DataConfig, FiltersConfig
-from charrnn.data.decoding import AUTO, codec, detect_all, opening_text, read_text
+from charrnn.data.decoding import AUTO, codec, detect_all, halves, opening_text, read_text
 from charrnn.data.documents import LONGEST, assembled, split_documents
 from charrnn.data.files import OnBytes, Source, find_files, sources
 from charrnn.data.filtering import Filters
-from charrnn.data.records import COLONS, READERS, TEXT_FIELDS, Record
+from charrnn.data.records import COLONS, READERS, TEXT_FIELDS, TOLERANT, Record
 from charrnn.data.script import Converter
 from charrnn.errors import DataError, counted, did_you_mean, printable
 
@@ -79,12 +79,12 @@ class Reading:
             return (text for text, _ in self.pieces() if text)
         return assembled(self.pieces(), "data.path")
 
-    def settle(self) -> None:
-        """Find the encodings. Raises DataError where one cannot be found, or two differ."""
+    def settle(self, *, tolerant: bool = False) -> None:
+        """Find the encodings. Raises DataError where one cannot be found, or two differ. `tolerant`: UTF-8 may be damaged."""
         if self.encodings is None:
             # The standard library is UTF-8, and what is not is left out.
             library = self.config.source != "files"
-            self.encodings = ["utf-8"] * len(self.sources) if library else detect_all(self.sources)
+            self.encodings = ["utf-8"] * len(self.sources) if library else detect_all(self.sources, tolerant=tolerant)
 
     def pieces(self, on_bytes: OnBytes | None = None) -> Iterator[tuple[str, list[int]]]:
         """All of the text in pieces, each with the places in it behind which a document closes.
@@ -101,6 +101,39 @@ class Reading:
                 if text and self.is_stream:
                     text, joint, unended = joint + text, "", not text.endswith("\n")
                 yield text, closes
+        self.found = work.found()
+
+    def texts(self) -> Iterator[tuple[str, Iterator[str]]]:
+        """Each source's name and its text, in pieces, in which a byte that is none of its encoding is half of a character."""
+        self.settle(tolerant=True)
+        for source, encoding in zip(self.sources, self.encodings or []):
+            yield source.name, read_text(source, encoding, errors="surrogateescape")
+
+    def records(self) -> Iterator[tuple[str, Record, str] | DataError]:
+        """Each record that the filters keep, with the name of its source and the document that it becomes.
+
+        What is wrong with a record comes in its place, so that who can do without it goes on.
+        """
+        work = _Work(self.config)
+        for (name, texts), kind in zip(self.texts(), self.formats):
+            template = _Template(self.config.template, kind)
+            for record in TOLERANT[kind](texts, name, self.config):
+                if isinstance(record, DataError):
+                    yield record
+                    continue
+                blank = work.blank
+                try:
+                    if broken := halves(record.text(record.body, name, "data.field")):
+                        raise half(record.place(name), broken)
+                    document = next(work.documents([record], name, template), None)
+                except DataError as error:
+                    yield error
+                    continue
+                if document is not None:
+                    yield name, record, document
+                elif work.blank > blank:
+                    yield DataError(f"{record.place(name)}: field {record.body!r} is empty; expected text, so fill it or take the row out")
+        work.blank = 0  # each was told
         self.found = work.found()
 
     def to_json(self) -> dict[str, Any]:
@@ -177,6 +210,11 @@ def read_file(config: DataConfig, file: Path | Source, documents: str | None = N
     return Reading(config.model_copy(update=changes), found)
 
 
+def half(place: str, broken: str) -> DataError:
+    """What there is to say of what `halves` found."""
+    return DataError(f"{place}: {broken}: no whole character; expected text without CESU-8 surrogates or damage, so mend it there")
+
+
 class _Work:
     """One pass over the documents."""
 
@@ -193,16 +231,16 @@ class _Work:
 
     def pieces(self, texts: Iterable[str], name: str, kind: str) -> Iterator[tuple[str, list[int]]]:
         if kind in READERS:
-            return _batched(self._documents(READERS[kind](texts, name, self.config), name, _Template(self.config.template, kind)))
+            return _batched(self.documents(READERS[kind](texts, name, self.config), name, _Template(self.config.template, kind)))
         if self.is_plain:
             return split_documents(texts, kind)
         if kind == "none":
             return ((self._converted(self.filters.without_lines(text)), []) for text in _whole_lines(texts, name))
         documents = assembled(split_documents(texts, kind), name)
         records = (Record(number, 0, {"body": document}, "body") for number, document in enumerate(documents, start=1))
-        return _batched(self._documents(records, name, _Template(self.config.template, kind)))
+        return _batched(self.documents(records, name, _Template(self.config.template, kind)))
 
-    def _documents(self, records: Iterable[Record], name: str, template: _Template) -> Iterator[str]:
+    def documents(self, records: Iterable[Record], name: str, template: _Template) -> Iterator[str]:
         asker = "data.field" if self.config.field else "data.format" if template.kind == "chinese_poetry" else "its first record"
         for record in records:
             body = record.text(record.body, name, asker)
@@ -380,4 +418,3 @@ def _looks_title_body(text: str) -> bool:
         if is_name and rest and rest[0].strip():
             titles.append(title)
     return len(lines) > 1 and len(titles) >= NEARLY_ALL * len(lines) and len(set(titles)) * 2 > len(titles)
-

@@ -1,6 +1,7 @@
 """The formats whose documents have fields: each reader turns a text that comes in pieces into records, one after the other.
 
-A record is as much as is ever in memory. Raises DataError naming file and place where a text is not in its format.
+A record is as much as is ever in memory. A DataError names file and place where a text is not in its format: the readers of rows
+(JSONL, CSV, TSV) put it where the record would come, and who can do without one record goes on; READERS raise it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _STAMP = re.compile(r"\s*\[(\d+):(\d+(?:[.:]\d+)?)\]")
 _WORD_STAMP = re.compile(r"<\d+:\d+(?:[.:]\d+)?>")
 _TAG = re.compile(r"\s*\[([A-Za-z#][\w#]*):([^\]]*)\]\s*$")
 _TAGS = {"ti": "title", "ar": "author"}
+
+Reader = Callable[[Iterable[str], str, DataConfig], Iterator["Record"]]
+Tolerant = Callable[[Iterable[str], str, DataConfig], Iterator["Record | DataError"]]
 
 
 class Record(NamedTuple):
@@ -100,7 +104,7 @@ def chinese_poetry(texts: Iterable[str], name: str, config: DataConfig) -> Itera
         yield record
 
 
-def jsonl(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+def jsonl(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record | DataError]:
     """A JSON object a line."""
     number, body = 0, config.field
     for at, line in enumerate(lines_of(texts, name), start=1):
@@ -110,20 +114,23 @@ def jsonl(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Recor
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{name}: line {at}, column {error.colno}: not valid JSON: {error.msg}; expected one object a line") from None
+            yield DataError(f"{name}: line {at}, column {error.colno}: not valid JSON: {error.msg}; expected one object a line")
+            continue
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}: line {at}: not valid JSON: {error}; expected one object a line") from None
+            yield DataError(f"{name}: line {at}: not valid JSON: {error}; expected one object a line")
+            continue
         if not isinstance(value, dict):
-            raise DataError(f"{name}: line {at}: holds {short(value)}; expected an object such as {{\"text\": …}}")
+            yield DataError(f'{name}: line {at}: holds {short(value)}; expected an object such as {{"text": …}}')
+            continue
         body = body or text_field(list(value), name)
         yield Record(number, at, value, body)
 
 
-def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iterator[Record]]:
+def separated(delimiter: str) -> Tolerant:
     """A reader of CSV, quotes as in a spreadsheet's; or of TSV, in which a quote is a character like others."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
 
-    def read(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+    def read(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record | DataError]:
         csv.field_size_limit(LONGEST)
         rows = csv.reader((line + "\n" for line in lines_of(texts, name)), delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] = []
@@ -132,7 +139,9 @@ def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iter
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                raise DataError(f"{name}: line {at}: not valid CSV: {error}; expected quotes that close, doubled within quotes") from None
+                yield DataError(f"{name}: line {at}: not valid CSV: {error}; expected quotes that close, doubled within quotes")
+                at = rows.line_num + 1
+                continue
             if row is None:
                 return
             if row and not header:
@@ -152,8 +161,9 @@ def separated(delimiter: str) -> Callable[[Iterable[str], str, DataConfig], Iter
                 if len(row) != len(header):
                     fields = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
                     remedy = "put quotes around what holds a comma or a line end" if delimiter == "," else "mend the row"
-                    raise DataError(f"{name}: line {at}: {fields}, and the header has {len(header)}; {remedy}")
-                yield Record(number, at, dict(zip(header, row)), body)
+                    yield DataError(f"{name}: line {at}: {fields}, and the header has {len(header)}; {remedy}")
+                else:
+                    yield Record(number, at, dict(zip(header, row)), body)
             at = rows.line_num + 1
 
     return read
@@ -302,7 +312,7 @@ class _Json:
         return False
 
 
-READERS: dict[str, Callable[[Iterable[str], str, DataConfig], Iterator[Record]]] = {
+TOLERANT: dict[str, Tolerant] = {
     "title_body": title_body,
     "pattern": pattern,
     "chinese_poetry": chinese_poetry,
@@ -311,3 +321,16 @@ READERS: dict[str, Callable[[Iterable[str], str, DataConfig], Iterator[Record]]]
     "tsv": separated("\t"),
     "lrc": lrc,
 }
+
+
+def _strict(read: Tolerant) -> Reader:
+    def records(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]:
+        for record in read(texts, name, config):
+            if isinstance(record, DataError):
+                raise record
+            yield record
+
+    return records
+
+
+READERS: dict[str, Reader] = {name: _strict(read) for name, read in TOLERANT.items()}

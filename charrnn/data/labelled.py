@@ -1,0 +1,333 @@
+"""Labelled texts: a label for each text, in named columns, or one for each character, in CoNLL columns. All of them are in memory.
+
+What is wrong with one text comes in its place as a DataError, so that who can do without it goes on; a corpus raises it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from charrnn.config import DataConfig, FiltersConfig
+from charrnn.data.batch import IGNORED
+from charrnn.data.corpus import SPLITS, Corpus, Ids, encode_text
+from charrnn.data.decoding import halves
+from charrnn.data.documents import lines_of
+from charrnn.data.files import Source, find_files, sources
+from charrnn.data.filtering import Filters
+from charrnn.data.formats import Reading, half
+from charrnn.data.script import Converter
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import DataError, did_you_mean, short
+
+NAMED_COLUMNS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}  # by a file's name
+DOCSTART = "-DOCSTART-"  # the line with which CoNLL-2003 begins a document
+MANY = 100  # labels: more of them than half of what is labelled are names or numbers, not labels
+SHOWN = 20  # labels in a message
+
+
+class Example(NamedTuple):
+    """A text with its label, with one for each of its characters, or with none."""
+
+    text: str
+    labels: str | tuple[str, ...] | None
+    source: str
+    line: int  # where the text begins
+
+    def place(self, character: int = 0) -> str:
+        """Of a character with a label, which has a line of its own."""
+        return f"{self.source}: line {self.line + character}"
+
+
+# Settings, files, and a list that takes what a person should know of how they were read.
+Read = Callable[[DataConfig, list[Source], list[str]], Iterator[Example | DataError]]
+
+
+def texts(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[Example | DataError]:
+    """The rows of TSV, CSV and JSONL: the text in `data.field`, its label in `data.label`."""
+    return _texts(config, files, notes, needed=True)
+
+
+def unsettled_texts(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[Example | DataError]:
+    """The same, where a row may lack the label."""
+    return _texts(config, files, notes, needed=False)
+
+
+def lines(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[Example | DataError]:
+    """The lines of plain text, none of them labelled."""
+    reading, converter = _lines(config, files)
+    for name, pieces in reading.texts():
+        for at, line in enumerate(lines_of(pieces, name), start=1):
+            place = f"{name}: line {at}"
+            if broken := halves(line):
+                yield half(place, broken)
+            elif not line.strip():
+                yield DataError(f"{place}: the line is empty; expected a text, so fill it or take it out")
+            else:
+                yield Example(converter(line) if converter else line, None, name, at)
+    notes += reading.notes()
+
+
+def sentences(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[Example | DataError]:
+    """CoNLL columns, by tab or spaces: a character first, its label last, and a blank line behind each sentence."""
+    if config.template is not None or Filters(config.filters).are_any:
+        key = "filters" if config.template is None else "template"
+        raise DataError(f"data.{key}: is of texts, and CoNLL columns hold labelled characters; leave it out")
+    reading, converter = _lines(config, files)
+    for name, pieces in reading.texts():
+        yield from _sentences(lines_of(pieces, name), name, converter)
+    notes += reading.notes()
+
+
+def _texts(config: DataConfig, files: list[Source], notes: list[str], *, needed: bool) -> Iterator[Example | DataError]:
+    label = config.label or "label"
+    for kind, group in groupby(files, lambda source: _kind(source, config)):
+        reading = Reading(config.model_copy(update={"format": kind}), list(group))
+        for found in reading.records():
+            if isinstance(found, DataError):
+                yield found
+                continue
+            name, record, text = found
+            if not needed and label not in record.fields:
+                yield Example(text, None, name, record.line)
+                continue
+            try:
+                value = record.text(label, name, "data.label").strip()
+            except DataError as error:
+                yield error
+                continue
+            if value:
+                yield Example(text, value, name, record.line)
+            else:
+                yield DataError(f"{record.place(name)}: field {label!r} is empty; expected a label, so fill it or take the row out")
+        notes += reading.notes()
+
+
+def _kind(source: Source, config: DataConfig) -> str:
+    kind = NAMED_COLUMNS.get(source.suffix) if config.format == "auto" else config.format
+    if kind is None:
+        remedy = "so set data.format to what it is"
+        raise DataError(f"{source.name}: not named .tsv, .csv or .jsonl; expected named columns with text and label, {remedy}")
+    return kind
+
+
+def _lines(config: DataConfig, files: list[Source]) -> tuple[Reading, Converter | None]:
+    plain = {"format": "lines", "documents": None, "field": None, "pattern": None, "template": None, "filters": FiltersConfig()}
+    return Reading(config.model_copy(update=plain), files), Converter(config.script) if config.script else None
+
+
+def _sentences(rows: Iterable[str], name: str, converter: Converter | None) -> Iterator[Example | DataError]:
+    """What is wrong with a row is wrong with its sentence."""
+    width = 0
+    characters: list[str] = []
+    labels: list[str] = []
+    fault: DataError | None = None
+    for at, row in enumerate(chain(rows, [""]), start=1):
+        if not row.strip(" \t") or row.startswith(DOCSTART):
+            if fault is not None:
+                yield fault
+            elif characters:
+                yield Example(_converted("".join(characters), converter), tuple(labels), name, at - len(characters))
+            characters, labels, fault = [], [], None
+            continue
+        if fault is not None:
+            continue
+        columns = row.split("\t") if "\t" in row else re.split(" +", row.strip(" "))
+        fault = _fault(row, columns, width, f"{name}: line {at}")
+        width = width or len(columns)
+        characters.append(columns[0])
+        labels.append(columns[-1].strip())
+
+
+def _fault(row: str, columns: list[str], width: int, place: str) -> DataError | None:
+    if broken := halves(row):
+        return half(place, broken)
+    if len(columns) < 2:
+        return DataError(f"{place}: one column, {short(row)}; expected a character and its label, as in 字 B-LOC")
+    if width and len(columns) != width:
+        return DataError(f"{place}: {len(columns)} columns, and the first row has {width}; expected as many in all, so mend the row")
+    if len(columns[0]) != 1:
+        fact = f"{short(columns[0])} is {len(columns[0])} characters" if columns[0] else "the first column is empty"
+        return DataError(f"{place}: {fact}; expected one character in the first column, each with a line of its own")
+    if not columns[-1].strip():
+        return DataError(f"{place}: the last column is empty; expected the character's label")
+    return None
+
+
+def _converted(text: str, converter: Converter | None) -> str:
+    """As long as before: each character keeps its label."""
+    if converter is None:
+        return text
+    converted = converter(text)
+    return converted if len(converted) == len(text) else "".join(c if len(c) == 1 else o for o, c in ((o, converter(o)) for o in text))
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A corpus of documents, each closed by `end`, with labels beside its ids."""
+
+    corpus: Corpus
+    labels: tuple[str, ...]  # sorted; a target is an index of it
+    targets: Ids  # (N,) int32: a text's at its `end`, or a character's at the character; IGNORED elsewhere
+
+    def documents(self, split: str) -> list[tuple[int, int]]:
+        """Where each document of a split lies: its first place in `ids`, and that of its `end`."""
+        start, stop = self.corpus.ranges[split]
+        ends = start + np.flatnonzero(self.corpus.ids[start:stop] == self.corpus.vocabulary.end)
+        return list(zip([start, *(ends[:-1] + 1).tolist()], ends.tolist()))
+
+
+def load_labelled(config: DataConfig, seed: int, read: Read = texts) -> Labelled:
+    """The splits of a configuration. Raises DataError naming file and line where a text cannot be used.
+
+    Labels are those of `data.path`, and the vocabulary is that of what is trained on: what stands only in val or test is unknown.
+    """
+    notes: list[str] = []
+    files: list[Source] = sources(find_files(config))
+    given: dict[str, list[Example]] = {}
+    for split, path in (("val", config.val_path), ("test", config.test_path)):
+        if path is not None:
+            named = sources(find_files(config.model_copy(update={"path": path})))
+            given[split] = _all(read(config, named, notes))
+            files = files + named
+    found = _all(read(config, sources(find_files(config)), notes))
+    if not found:
+        raise DataError(f"{_named(files)}: holds no labelled text; expected some to learn from")
+    parts = _split(found, config, seed, _named(files)) | given
+    labels = tuple(sorted({label for example in found for label in _labels(example)}))
+    _expect_labels(labels, sum(len(_labels(example)) for example in found), config, _named(files))
+    vocabulary = _vocabulary(parts["train"], config, _named(files))
+    return _labelled(parts, vocabulary, labels, config, list(dict.fromkeys(notes)), len({source.path for source in files}))
+
+
+def load_labelled_file(config: DataConfig, path: Path, vocabulary: Vocabulary, labels: tuple[str, ...], read: Read = texts) -> Labelled:
+    """A file of the user's own, whole and in its order, as split `test` in a trained model's vocabulary and labels. Without the filters."""
+    notes: list[str] = []
+    files = sources([path])
+    found = _all(read(own(config, files), files, notes))
+    if not found:
+        raise DataError(f"{path}: holds no labelled text; expected some to measure on")
+    return _labelled({"train": [], "test": found, "val": []}, vocabulary, labels, config, notes, 1)
+
+
+def own(config: DataConfig, files: list[Source]) -> DataConfig:
+    """As the configuration reads its corpus, but without the filters, and in the format that the files' names show."""
+    is_named = all(source.suffix in NAMED_COLUMNS for source in files)
+    return config.model_copy(update={"filters": FiltersConfig()} | ({"format": "auto"} if is_named else {}))
+
+
+def unknown_label(example: Example, label: str, labels: tuple[str, ...], character: int = 0) -> DataError:
+    known = ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
+    return DataError(f"{example.place(character)}: unknown label {short(label)}; expected one of {known}{did_you_mean(label, labels)}")
+
+
+def _all(examples: Iterable[Example | DataError]) -> list[Example]:
+    found = []
+    for example in examples:
+        if isinstance(example, DataError):
+            raise example
+        found.append(example)
+    return found
+
+
+def _named(files: list[Source]) -> str:
+    return files[0].name if len(files) == 1 else f"{len(files)} files from {files[0].name}"
+
+
+def _labels(example: Example) -> tuple[str, ...]:
+    return (example.labels,) if isinstance(example.labels, str) else example.labels or ()
+
+
+def _split(found: list[Example], config: DataConfig, seed: int, name: str) -> dict[str, list[Example]]:
+    """Shuffled by seed, as the documents of a corpus are."""
+    val, test = (math.ceil(len(found) * Fraction(str(fraction))) for fraction in (config.val_fraction, config.test_fraction))
+    val, test = 0 if config.val_path else val, 0 if config.test_path else test
+    train = len(found) - val - test
+    if train < 1:
+        remedy = "add texts, or lower data.val_fraction and data.test_fraction"
+        raise DataError(f"{name}: {len(found)} labelled {'text leaves' if len(found) == 1 else 'texts leave'} none to train on; {remedy}")
+    order = np.arange(len(found))
+    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
+    shuffled = [found[i] for i in order]
+    return {"train": shuffled[:train], "test": shuffled[train : train + test], "val": shuffled[train + test :]}
+
+
+def _expect_labels(labels: tuple[str, ...], count: int, config: DataConfig, name: str) -> None:
+    if len(labels) < 2:
+        raise DataError(f"{name}: only one label, {labels[0]!r}; there is nothing to decide")
+    if len(labels) > MANY and 2 * len(labels) > count:
+        fact = f"{len(labels):,} different labels for {count:,} texts or characters"
+        raise DataError(f"{name}: {fact}; expected labels that come again and again, so set data.label to their column")
+
+
+def _vocabulary(train: list[Example], config: DataConfig, name: str) -> Vocabulary:
+    counts = Counter("".join(example.text for example in train))
+    kept = config.vocabulary
+    vocabulary = Vocabulary.from_counts(
+        {ord(character): count for character, count in counts.items()},
+        ends=True,
+        max_size=kept.max_size,
+        min_count=kept.min_count,
+        include=kept.include,
+    )
+    if len(vocabulary.characters) == 1:
+        fact = f"only one character to read, {vocabulary.characters!r}"
+        raise DataError(f"{name}: data.vocabulary: {fact}; there is nothing to tell texts by")
+    return vocabulary
+
+
+def _labelled(
+    parts: dict[str, list[Example]], vocabulary: Vocabulary, labels: tuple[str, ...], config: DataConfig, notes: list[str], files: int
+) -> Labelled:
+    index = {label: i for i, label in enumerate(labels)}
+    examples = [example for split in ("train", "test", "val") for example in parts[split]]
+    lengths = [len(example.text) for example in examples]
+    ids = encode_text(vocabulary, [("".join(example.text for example in examples), np.cumsum(lengths).tolist())])
+    targets = np.full(len(ids), IGNORED, dtype=np.int32)
+    at = 0
+    for example in examples:
+        asked = []
+        for character, label in enumerate(_labels(example)):
+            if label not in index:
+                raise unknown_label(example, label, labels, character)
+            asked.append(index[label])
+        end = at + len(example.text)
+        if isinstance(example.labels, str):
+            targets[end] = asked[0]
+        else:
+            targets[at:end] = asked
+        at = end + 1
+    edges = {}
+    start = 0
+    for split in ("train", "test", "val"):
+        stop = start + sum(len(example.text) + 1 for example in parts[split])
+        edges[split] = (start, stop)
+        start = stop
+    contents = hashlib.blake2b(digest_size=16)
+    for part in (vocabulary.to_json().encode(), repr((labels, edges)).encode(), ids.tobytes(), targets.tobytes()):
+        contents.update(part)
+    unknown = len(ids) - int(np.count_nonzero(ids))
+    known = set().union(*(example.text for example in examples))
+    corpus = Corpus(
+        vocabulary=vocabulary,
+        ids=ids,
+        ranges={split: edges[split] for split in SPLITS},
+        documents=len(examples),
+        unknown=unknown,
+        absent="".join(character for character in config.vocabulary.include if character not in known),
+        files=files,
+        contents=contents.hexdigest(),
+        notes=notes,
+        mapped=None,
+    )
+    return Labelled(corpus, labels, targets)
