@@ -10,7 +10,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Loaded:
     step: int
     metrics: dict[str, float]
     path: Path
+    labels: tuple[str, ...] = ()  # what it answers with; () for characters
 
 
 def write_atomically(
@@ -78,7 +79,15 @@ def write_atomically(
         raise WriteError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
 
 
-def save_model(path: Path, model: nn.Module, config: Config, vocabulary: Vocabulary, step: int, metrics: dict[str, float]) -> None:
+def save_model(
+    path: Path,
+    model: nn.Module,
+    config: Config,
+    vocabulary: Vocabulary,
+    step: int,
+    metrics: dict[str, float],
+    labels: Sequence[str] = (),
+) -> None:
     """Write a model file. A matrix that two layers share is stored once. Raises WriteError."""
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     metadata = {
@@ -90,6 +99,8 @@ def save_model(path: Path, model: nn.Module, config: Config, vocabulary: Vocabul
         "step": str(step),
         "metrics": json.dumps(metrics),
     }
+    if labels:
+        metadata["labels"] = json.dumps(list(labels), ensure_ascii=False)
     write_atomically(path, safetensors.torch.save(weights, metadata))
 
 
@@ -104,11 +115,12 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
     try:
         config = build_config(_as_settings(metadata["config"]), "its config")
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+        labels = _as_labels(metadata.get("labels", "[]"), config)
         step = int(metadata["step"])
         metrics = {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
         if not 0 <= step < 1 << 63:
             raise ValueError(f"step {short(step)} is none")
-        if strangers := [name for name in metrics if not name.isidentifier()]:
+        if strangers := [name for name in metrics if not name.isprintable() or " " in name]:  # a label may be part of a name
             raise ValueError(f"{short(strangers[0])} is no name of a metric")
     except KeyError as missing:
         raise CheckpointError(f"{path}: damaged: its metadata has no {missing}; copy it again, or train anew") from None
@@ -116,8 +128,8 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
-    _check_weights(path, weights, config, vocabulary)
-    return Loaded(weights, config, vocabulary, step, metrics, path)
+    _check_weights(path, weights, config, vocabulary, labels)
+    return Loaded(weights, config, vocabulary, step, metrics, path, labels)
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
@@ -165,12 +177,21 @@ def _as_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def _check_weights(path: Path, weights: dict[str, Tensor], config: Config, vocabulary: Vocabulary) -> None:
+def _as_labels(text: str, config: Config) -> tuple[str, ...]:
+    found = json.loads(text)
+    if not (isinstance(found, list) and all(isinstance(label, str) for label in found) and len(set(found)) == len(found)):
+        raise CheckpointError("its labels are damaged; expected the distinct names that training wrote")
+    if bool(found) != config.is_labelled:
+        raise CheckpointError(f"it has {len(found)} labels, and its config is one of task {config.task}")
+    return tuple(found)
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor], config: Config, vocabulary: Vocabulary, labels: tuple[str, ...]) -> None:
     # A layer has at least two tensors: without this, a claim of 10^9 layers would be built before it is refused.
     if config.model.num_layers > len(weights):
         raise CheckpointError(f"{path}: damaged: its config asks for {config.model.num_layers} layers and it holds {len(weights)} tensors")
     with torch.device("meta"):
-        expected = {name: tuple(p.shape) for name, p in CharRNN(config.model, len(vocabulary)).named_parameters()}
+        expected = {name: tuple(p.shape) for name, p in CharRNN(config.model, len(vocabulary), len(labels) or None).named_parameters()}
     check_shapes({name: tuple(w.shape) for name, w in weights.items()}, expected, f"{path}: damaged: ")
     for name, weight in weights.items():
         if not weight.is_floating_point():
@@ -192,7 +213,7 @@ def build_model(loaded: Loaded) -> nn.Module:
     """The model of a file on the device its weights are on, ready to be used: eval mode, no gradients."""
     device = next(iter(loaded.weights.values())).device
     with torch.random.fork_rng(devices=[]):  # the random weights it begins with are nobody's business
-        model = CharRNN(loaded.config.model, len(loaded.vocabulary)).to(device)
+        model = CharRNN(loaded.config.model, len(loaded.vocabulary), len(loaded.labels) or None).to(device)
     copy_weights(loaded.weights, model)
     return model.eval().requires_grad_(False)
 

@@ -64,11 +64,31 @@ ALIASES = {
 EXPECTED = {
     "device": "auto, cpu, mps, cuda or cuda:N",
     "data.path": "a path or a list of paths; in quotes if it looks like something else",
+    "data.val_path": "a path or a list of paths; in quotes if it looks like something else",
+    "data.test_path": "a path or a list of paths; in quotes if it looks like something else",
     "data.filters.author": "a name or a list of names",
     "data.filters.form": "五绝, 七绝, 五律, 七律, lines x characters as 4x7, or a list of them",
     "data.filters.drop_lines_with": "a character, some text, or a list of them",
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
+    "train.class_weights": "balanced, or a weight above 0 for each label",
 }
+# What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys.
+BELONGS = {
+    "data.label": ("classify",),
+    "data.labels": ("tag",),
+    "data.marks": ("tag",),
+    "data.example_length": ("fill", "classify", "tag"),
+    "data.blanks": ("fill",),
+    "model.tied_embeddings": ("lm", "fill"),
+    "model.pooling": ("classify",),
+    "model.crf": ("tag",),
+    "train.tbptt_window": ("lm",),
+    "train.class_weights": ("classify", "tag"),
+    "train.keep_text": ("lm",),
+}
+# What a task takes for a key that is left out, where the key has no meaning in the others.
+SETTLED = {"classify": {"data": {"label": "label"}, "model": {"pooling": "max"}}}
+NAMED_COLUMNS = ("jsonl", "csv", "tsv")
 PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
@@ -123,20 +143,42 @@ class FiltersConfig(Section):
         return self
 
 
+class BlanksConfig(Section):
+    """Which characters of an example are hidden. A hidden character is read as the symbol `blank`, always."""
+
+    share: Fraction = 0.15  # of the characters, hidden one by one
+    span_share: Fraction = 0.0  # of the characters, hidden in spans of 2 to span_max
+    span_max: Annotated[int, Field(ge=2, lt=1 << 31)] = 8
+    line_rate: Fraction = 0.0  # the probability that one whole line of an example is hidden
+
+    @model_validator(mode="after")
+    def _some(self) -> BlanksConfig:
+        if not (self.share or self.span_share or self.line_rate):
+            raise ValueError("share, span_share and line_rate are all 0, so nothing is hidden; set one of them above 0")
+        return self
+
+
 class DataConfig(Section):
     source: Literal["files", "python-stdlib"] = "files"  # python-stdlib: the running Python's own library, on every machine
     path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz or .zip; relative to where the command runs
+    val_path: Text | list[Text] | None = None  # the val split as it is given; then none of `path` is taken for it
+    test_path: Text | list[Text] | None = None
     encoding: Text = "auto"  # auto: UTF-8, else the likeliest, and the run says which
     documents: Literal["none", "lines", "blank_lines", "files"] | None = None  # of plain text; none: one stream of it
     format: Literal[
-        "auto", "text", "lines", "title_body", "blank_lines", "pattern", "chinese_poetry", "jsonl", "csv", "tsv", "lrc"
+        "auto", "text", "lines", "title_body", "blank_lines", "pattern", "chinese_poetry", "jsonl", "csv", "tsv", "lrc", "conll"
     ] = "auto"  # auto: what names and contents show beyond doubt, else plain text; the run says which
     field: Text | None = None  # of jsonl, csv and tsv: where the text is
+    label: Text | None = None  # of the same, for classify: where the label is; `label` by default
+    labels: Literal["column", "punctuation", "segmentation"] = "column"  # for tag: in the file, or made of its marks, which are taken out
+    marks: Annotated[str, AfterValidator(_distinct), Field(min_length=1)] = "，。、；：？！"  # those that are taken out
+    example_length: Count = 256  # characters of an example at most, for fill, classify and tag
+    blanks: BlanksConfig = BlanksConfig()
     pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
     template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
     script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it
     filters: FiltersConfig = FiltersConfig()
-    val_fraction: Fraction = 0.1  # the end of a stream; documents by seed
+    val_fraction: Fraction = 0.1  # of path: the end of a stream; documents by seed. Not asked where there is a val_path
     test_fraction: Fraction = 0.0
     vocabulary: VocabularyConfig = VocabularyConfig()
     cache: Text = Field(default_factory=_cache)  # encoded text, by content hash; $XDG_CACHE_HOME/charrnn or ~/.cache/charrnn
@@ -178,12 +220,22 @@ class DataConfig(Section):
             )
         if self.source != "files" and self.path:
             raise ValueError(f"path {self.path!r} is given together with source: {self.source}; leave one of them out")
-        if self.val_fraction + self.test_fraction >= 1:
+        for name, paths in (("val_path", self.val_path), ("test_path", self.test_path)):
+            if paths == []:
+                raise ValueError(f"{name} names no file; name at least one, or leave {name} out")
+        fractions = self.fractions
+        if fractions["val"] + fractions["test"] >= 1:
             raise ValueError(
                 f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave nothing to train on; "
                 "together they must stay below 1"
             )
         return self
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """What each split takes of `path`."""
+        val, test = 0.0 if self.val_path else self.val_fraction, 0.0 if self.test_path else self.test_fraction
+        return {"val": val, "test": test}
 
 
 class DropoutConfig(Section):
@@ -201,27 +253,31 @@ class DropoutConfig(Section):
 class ModelConfig(Section):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"] = "lstm"
     embedding_size: Width = 64
-    hidden_size: Width = 256  # units per layer
+    hidden_size: Width = 256  # units per layer and direction
     num_layers: Annotated[int, Field(gt=0, le=1000)] = 1
-    bidirectional: bool = False
-    residual: bool = False  # a layer's input is added to its output where the widths agree
-    pooling: Literal["last", "max", "mean", "attention"] | None = None  # classify only
-    crf: bool = False  # tag only
+    bidirectional: bool = False  # each layer reads from both ends, and hands up 2 · hidden_size
     tied_embeddings: bool = False  # head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
+    residual: bool = False  # a layer's input is added to its output, where they are equally wide
+    pooling: Literal["last", "max", "mean", "attention"] | None = None  # for classify, `max` by default: how one answer is made of a text
+    crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        width = self.hidden_size * (2 if self.bidirectional else 1)
-        if self.tied_embeddings and self.embedding_size != width:
-            times = "2 x " if self.bidirectional else ""
+        if self.tied_embeddings and self.embedding_size != self.output_size:
+            outputs = f"twice hidden_size ({self.output_size})" if self.bidirectional else f"hidden_size ({self.hidden_size})"
             raise ValueError(
-                f"tied_embeddings needs embedding_size ({self.embedding_size}) equal to {times}hidden_size ({width}); "
-                f"set embedding_size: {width} or tied_embeddings: false"
+                f"tied_embeddings needs embedding_size ({self.embedding_size}) equal to {outputs}; "
+                f"set embedding_size: {self.output_size} or tied_embeddings: false"
             )
         return self
+
+    @property
+    def output_size(self) -> int:
+        """How wide a layer's outputs are."""
+        return self.hidden_size * (2 if self.bidirectional else 1)
 
 
 class TrainConfig(Section):
@@ -248,6 +304,8 @@ class TrainConfig(Section):
     ema_decay: Fraction = 0.0  # weight averaging; the averaged weights are what is evaluated and saved. 0 is off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patience: Count | None = None  # stop after so many evaluations without a better value
+    best_by: Text | None = None  # the val metric that chooses the model: nats for lm and fill, accuracy for classify, f1 for tag
+    class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None  # for classify and tag: what a label counts in the loss
     evaluate_every: Count = 500  # steps
     save_every: Count = 500
     log_every: Count = 50
@@ -261,7 +319,7 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    task: Literal["lm"] = "lm"
+    task: Literal["lm", "fill", "classify", "tag"] = "lm"
     run: Text = "runs/default"  # the run directory
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
@@ -269,17 +327,81 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settle(cls, value: Any) -> Any:
+        """Put in what the task takes for a key that is left out."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
+            return value
+        settled = dict(value)
+        for section, defaults in SETTLED.get(settled["task"], {}).items():
+            given = settled.get(section) or {}
+            if isinstance(given, Mapping):
+                settled[section] = {**given, **{key: default for key, default in defaults.items() if given.get(key) is None}}
+        return settled
+
     @model_validator(mode="after")
     def _honest(self) -> Config:
-        if self.model.bidirectional:
+        if self.task == "lm" and self.model.bidirectional:
             raise ValueError(
                 "model.bidirectional: a language model that reads from both sides has read its own answer; "
                 "set bidirectional: false (guessing from both sides is the task `fill`)"
             )
         return self
 
+    @model_validator(mode="after")
+    def _of_this_task(self) -> Config:
+        for name, tasks in BELONGS.items():
+            section, key = name.split(".")
+            model: Section = getattr(self, section)
+            value, default = getattr(model, key), type(model).model_fields[key].get_default(call_default_factory=True)
+            if self.task not in tasks and value != default:
+                if isinstance(value, Section):
+                    key = next(inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner))
+                    name, value = f"{name}.{key}", getattr(value, key)
+                raise ValueError(
+                    f"{name}: {short(value)} is of task {_listed(tasks)}, and task is {self.task}; leave it out, or set task: {tasks[0]}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _labelled_text(self) -> Config:
+        data = self.data
+        if data.format == "conll" and not (self.task == "tag" and data.labels == "column"):
+            where = f"task is {self.task}" if self.task != "tag" else f"labels is {data.labels}"
+            raise ValueError(f"data.format: conll is of task tag with labels: column, and {where}; set another format")
+        if self.task == "tag" and data.labels == "column" and (data.format not in ("auto", "conll") or _is_plain(data)):
+            raise ValueError(
+                "data.labels: column reads labels from CoNLL columns, and the text is to be read as something else; "
+                "set data.format: conll alone, or make the labels of the text with labels: punctuation or segmentation"
+            )
+        if self.task == "classify" and (data.format not in ("auto", *NAMED_COLUMNS) or _is_plain(data)):
+            raise ValueError(
+                "data.format: task classify reads text and label from named columns, and the text is to be read as something else; "
+                f"set data.format: {', '.join(NAMED_COLUMNS)} or auto, and leave out data.documents, data.pattern and data.source"
+            )
+        return self
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether a model of this task answers with labels, and not with characters."""
+        return self.task in ("classify", "tag")
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether a batch is a window of streams, whose state is carried to the next, and not a set of examples."""
+        return self.task == "lm"
+
     def to_yaml(self) -> str:
         return str(yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def _is_plain(data: DataConfig) -> bool:
+    return data.documents is not None or data.pattern is not None or data.source != "files"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 class _Loader(yaml.SafeLoader):

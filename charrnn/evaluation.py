@@ -157,7 +157,8 @@ def surprisal(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _split_windows(corpus: Corpus, ids: Ids) -> Iterator[Window]:
-    shown = ["\ufffd", ""][: len(corpus.vocabulary.symbols)] + list(corpus.vocabulary.characters)
+    symbols = ["\ufffd" if symbol == "unknown" else "" for symbol in corpus.vocabulary.symbols]
+    shown = symbols + list(corpus.vocabulary.characters)
     for index, start in enumerate(range(0, len(ids), WINDOW), start=1):
         window = ids[start : start + WINDOW].tolist()
         yield Window([shown[i] for i in window], window)

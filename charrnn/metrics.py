@@ -16,7 +16,7 @@ class Tally:
     """What was predicted, summed. All three are scalars on one device."""
 
     nats: Tensor  # summed cross-entropy, float64 (float32 on MPS, which has no other)
-    count: Tensor  # characters it was summed over, int64
+    count: Tensor  # characters, blanks or examples it was summed over, int64
     correct: Tensor  # of those, how many were the most probable one, int64
 
     @classmethod
@@ -48,11 +48,12 @@ class Tally:
     def accuracy(self) -> float:
         return float(self.correct.item()) / self._counted()
 
-    def as_metrics(self, prefix: str = "") -> dict[str, float]:
-        """The keys of metrics.jsonl and of `--json`, each after `prefix`."""
+    def as_metrics(self, prefix: str = "", unit: str = "char") -> dict[str, float]:
+        """The keys of metrics.jsonl and of `--json`, each after `prefix`. `unit`: what was counted."""
+        bits = {} if unit == "example" else {f"{prefix}bits_per_{unit}": self.bits_per_char()}  # an answer is not a code
         return {
-            f"{prefix}nats_per_char": self.nats_per_char(),
-            f"{prefix}bits_per_char": self.bits_per_char(),
+            f"{prefix}nats_per_{unit}": self.nats_per_char(),
+            **bits,
             f"{prefix}perplexity": self.perplexity(),
             f"{prefix}accuracy": self.accuracy(),
         }
@@ -161,6 +162,11 @@ class Confusion:
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole in float64, 0 where there is none."""
     return part.cpu().double() / whole.cpu().clamp(min=1)
+
+
+def less_is_better(metric: str) -> bool:
+    """Of a metric's name, with `val_` before it or not."""
+    return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity"))
 
 
 def sayable(values: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from charrnn.checkpoint import (
 )
 from charrnn.config import Config, user_path
 from charrnn.data.batch import Batch
-from charrnn.data.corpus import load_corpus
 from charrnn.device import keep_freed_memory, resolve_device, resolve_precision
 from charrnn.errors import UserError
 from charrnn.evaluation import evaluate
@@ -42,7 +41,7 @@ from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, 
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
-from charrnn.tasks import build_task
+from charrnn.tasks import load_task
 from charrnn.tasks.task import State, Task
 from charrnn.threads import Threads
 
@@ -124,7 +123,7 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     weights = load_model(find_model(init_from)) if init_from and state is None else None
     if weights is not None:
         config = finetuning.prepare(config, weights)
-    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding))
+    task = load_task(config, reporter.encoding)
     trainer = Trainer(task, run, reporter, device)
     if weights is not None:
         trainer.begin_with(weights)
@@ -160,7 +159,7 @@ def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | N
     weights = load_model(find_model(init_from)) if init_from else None
     if weights is not None:
         config = finetuning.prepare(config, weights)
-    task = build_task(config, load_corpus(config.data, config.seed, reporter.encoding if reporter else None))
+    task = load_task(config, reporter.encoding if reporter else None)
     planned = describe(task, task.model(), device)
     if weights is None:
         return planned
@@ -357,7 +356,7 @@ class Trainer:
             if self.has_val:
                 self.schedule.observe(metrics[VALUE])
             if is_best:
-                save_model(self.run.best, shown, self.config, self.task.vocabulary, counters.step, metrics)
+                save_model(self.run.best, shown, self.config, self.task.vocabulary, counters.step, metrics, self.task.labels)
                 counters.best, counters.best_step, counters.retreats = metrics, counters.step, 0
             if metrics:
                 where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
@@ -374,7 +373,7 @@ class Trainer:
             counters.saved = counters.step
             save_state(self.run.state, self.capture())
             metrics = counters.last if counters.evaluated == counters.step else {}
-            save_model(self.run.last, shown, self.config, self.task.vocabulary, counters.step, metrics)
+            save_model(self.run.last, shown, self.config, self.task.vocabulary, counters.step, metrics, self.task.labels)
 
     def capture(self) -> dict[str, Any]:
         """A copy of all that the next steps depend on: tensors and plain types."""

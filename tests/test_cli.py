@@ -77,11 +77,10 @@ def model(config: Path) -> Path:
     """A model of that text, untrained."""
     from charrnn.checkpoint import save_model
     from charrnn.config import load_config
-    from charrnn.data.corpus import load_corpus
-    from charrnn.tasks import build_task
+    from charrnn.tasks import load_task
 
     settings = load_config(config)
-    task = build_task(settings, load_corpus(settings.data, settings.seed))
+    task = load_task(settings)
     path = config.parent / "model.safetensors"
     save_model(path, task.model(), settings, task.vocabulary, 7, {"val_nats_per_char": 3.25})
     return path

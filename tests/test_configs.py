@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from charrnn.config import load_config
-from charrnn.data.corpus import load_corpus
 from charrnn.optimization import build_optimizer
-from charrnn.tasks import build_task
+from charrnn.tasks import load_task
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -26,7 +25,7 @@ def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> Non
     overrides = [f"data.path={text}", "data.source=files", "data.vocabulary.min_count=1", f"data.cache={tmp_path / 'cache'}"]
     # A full-size model steps as well as a small one, only slower.
     config = load_config(path, [*overrides, "train.batch_size=2", "train.tbptt_window=5"])
-    task = build_task(config, load_corpus(config.data, config.seed))
+    task = load_task(config)
     model = task.model()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = build_optimizer(config.train, model)

@@ -27,7 +27,7 @@ from charrnn.data.documents import split_documents
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.evaluation import WINDOW, Window, _characters, evaluate, evaluate_stream, per_char, split_stream
-from charrnn.tasks import build_task
+from charrnn.tasks import load_task
 from charrnn.tasks.task import Task
 from tests.data.texts import text_stream
 
@@ -41,7 +41,7 @@ def task_on(tmp_path: Path, text: str, **data: Any) -> Task:
         "train": {"max_steps": 1, "batch_size": 2, "tbptt_window": 16},
     }
     config = build_config(settings, "test")
-    return build_task(config, load_corpus(config.data, config.seed))
+    return load_task(config)
 
 
 def some_text(length: int) -> str:

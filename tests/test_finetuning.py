@@ -88,7 +88,7 @@ def test_no_text_scores_otherwise_before_the_first_step(
     """Also not where the new characters stand in it: they are read as before, and what is known is predicted as before."""
     known = "".join(sorted(set(old)))
     added = "".join(sorted(set(new) - set(known)))
-    before = Vocabulary(SYMBOLS if ends else SYMBOLS[:1], known)
+    before = Vocabulary(SYMBOLS[:2] if ends else SYMBOLS[:1], known)
     after = Vocabulary(before.symbols, known + added)
     loaded = model_of(before, tmp_path_factory.getbasetemp() / "any.safetensors", **shape)
     text = data.draw(st.text(st.sampled_from(known + added), min_size=2, max_size=30))
@@ -102,14 +102,14 @@ def test_documents_to_a_stream_and_back(tmp_path: Path) -> None:
     """The old model's `end` stays where it was; a new one is one more id that shares with `unknown`."""
     text = "the cat\nthe mat\n"
     known = "".join(sorted(set(text)))
-    ended, plain = Vocabulary(SYMBOLS, known), Vocabulary(SYMBOLS[:1], known)
+    ended, plain = Vocabulary(SYMBOLS[:2], known), Vocabulary(SYMBOLS[:1], known)
     with_end = model_of(ended, tmp_path / "ended.safetensors")
-    kept = widened(with_end, Vocabulary(SYMBOLS, known + "猫"))
-    assert bits(kept, Vocabulary(SYMBOLS, known + "猫"), text, "lines") == pytest.approx(
+    kept = widened(with_end, Vocabulary(SYMBOLS[:2], known + "猫"))
+    assert bits(kept, Vocabulary(SYMBOLS[:2], known + "猫"), text, "lines") == pytest.approx(
         bits(build_model(with_end).double(), ended, text, "lines"), abs=1e-6
     )
     without = model_of(plain, tmp_path / "plain.safetensors")
-    wider = Vocabulary(SYMBOLS, known + "猫")
+    wider = Vocabulary(SYMBOLS[:2], known + "猫")
     was, now = bits(build_model(without).double(), plain, text), bits(widened(without, wider), wider, text)
     assert was[0] is None and now[0] is not None  # a document begins after the end of another, so now the first is asked for
     # The context of the first character is new, so only the weights can be compared, row by row.
@@ -197,7 +197,7 @@ def test_documents_or_not(settings: Settings, tmp_path: Path, before: str, after
     config, listener = settings("new", data={"documents": after}), Listener()
     train(config, init_from=str(tmp_path / "run-old"), reporter=listener)
     assert any(said in note for note in listener.notes)
-    assert load_model(tmp_path / "run-new/last.safetensors").vocabulary.symbols == SYMBOLS
+    assert load_model(tmp_path / "run-new/last.safetensors").vocabulary.symbols == SYMBOLS[:2]
     train(settings("new", data={"documents": after}, max_steps=9), resume=True, reporter=Listener())
 
 

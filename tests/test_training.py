@@ -29,7 +29,7 @@ from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
 from charrnn.novelty import kept_index
 from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
-from charrnn.tasks import build_task
+from charrnn.tasks import load_task
 from charrnn.tasks.lm import LanguageModel
 from charrnn.training import Outcome, StepReport, train
 
@@ -349,7 +349,7 @@ def test_going_back_three_times_is_enough(settings: Settings, tmp_path: Path, mo
 
 def test_a_snapshot_can_be_gone_back_to_twice(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a retreat restores must not be the tensors that the next steps write into."""
-    task = build_task(settings(ema_decay=0.5), load_corpus(settings().data, 1))
+    task = load_task(settings(ema_decay=0.5))
     run = RunDirectory(tmp_path / "run")
     run.make(task.config, resume=False)
     trainer = training.Trainer(task, run, Listener(), torch.device("cpu"))
@@ -665,7 +665,7 @@ def test_a_full_disk_is_a_warning_and_at_the_end_an_error(settings: Settings, tm
 def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict[str, Any]) -> None:
     torch.set_num_threads(2)
     config = settings(model=options)
-    task = build_task(config, load_corpus(config.data, config.seed))
+    task = load_task(config)
     windows = [batch for batch, _ in zip(task.batches("train"), range(4))]
     found, carried = [], []
     for count in (1, 2, 3):
@@ -686,7 +686,7 @@ def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict
 
 def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -> None:
     config = settings(data={"vocabulary": {"max_size": 6}})  # some targets are nobody's
-    task = build_task(config, load_corpus(config.data, config.seed))
+    task = load_task(config)
     model = task.model().train()
     windows = [batch for batch, _ in zip(task.batches("train"), range(2))]
     with Shards(
@@ -704,7 +704,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -
 
 def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
     """The two biases have the same gradient; what is clipped in place would be clipped twice."""
-    task = build_task(settings(), load_corpus(settings().data, 1))
+    task = load_task(settings())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with Shards(task, task.model(), 8, 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
         gradients, _ = shards.gradients([next(task.batches("train"))])
@@ -859,7 +859,7 @@ def test_no_weights_are_taken_before_their_loss_is_looked_at(
     due = {"report": {"log_every": 5}, "evaluate": {"evaluate_every": 5}, "save": {"save_every": 5}}.get(before, {})
     config = settings(**rare | due, schedule="constant", warmup_steps=0)
     calls = inject(monkeypatch, lambda call: call == 4)
-    task = build_task(config, load_corpus(config.data, config.seed))
+    task = load_task(config)
     run = RunDirectory(tmp_path / "run")
     run.make(config, resume=False)
     listener = Listener()

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-IGNORED = -1  # a target that nobody is asked for: characters outside the vocabulary
+IGNORED = -1  # a target that nobody is asked for: characters outside the vocabulary, what is read along with others, padding
 
 
 @dataclass(frozen=True)
 class Batch:
     """Time is axis 0. T time, B batch."""
 
-    inputs: Tensor  # (T, B) ids
-    targets: Tensor  # (T, B) ids, IGNORED where nothing is asked
+    inputs: Tensor  # (T, B) ids, 0 beyond a column's length
+    targets: Tensor  # (T, B) ids or labels, IGNORED where nothing is asked; (B,) where a whole text has one answer
     lengths: Tensor | None  # (B,) or None where all are T
     continues: bool  # the text goes on where the last batch stopped, so the state may too
 
     @property
     def chars(self) -> int:
-        return self.inputs.numel()
+        """Those that were read, without padding."""
+        return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())

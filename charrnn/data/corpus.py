@@ -1,5 +1,6 @@
 """Files to documents to splits: text is read in pieces, and becomes one memory-mapped array of small integers.
 
+A split is a part of `data.path`, or has files of its own, which are read alike and encoded in the same vocabulary.
 The array lies in a cache under the hash of all that decides its content, so a second run starts at once and fifty runs
 share one copy. Memory does not grow with the file: text passes through in pieces of a megabyte.
 """
@@ -14,10 +15,11 @@ import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,7 +28,7 @@ import numpy.typing as npt
 from charrnn.config import DataConfig, user_path
 from charrnn.data.decoding import AUTO, read_text
 from charrnn.data.files import Source, find_files, kind, sources
-from charrnn.data.formats import Reading
+from charrnn.data.formats import Reading, read_file
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
 from charrnn.errors import DataError, UserError
 from charrnn.lock import locked
@@ -35,7 +37,10 @@ SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
 BLOCK = 1 << 24  # ids of documents put into their order at a time
 BUILDING = ".building-"  # what a folder is called in which an entry is being made
-FORMAT = 2  # of the cache; a change makes old entries strangers
+FORMAT = 3  # of the cache; a change makes old entries strangers
+OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that name a split's own files
+# What does not decide how a text is encoded: where it lies, and what a task makes of it. What is taken of it is said by `fractions`.
+UNREAD = {"path", "val_path", "test_path", "cache", "val_fraction", "test_fraction", "label", "labels", "marks", "example_length", "blanks"}
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
 
@@ -46,18 +51,18 @@ Stamp = tuple[int, int]  # of a file: bytes, and nanoseconds when it was last wr
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Encoded text. `ids` is read-only and memory-mapped; a split is a range of it."""
+    """Encoded text. `ids` is read-only; a split is a range of it. Of documents, each is closed by `end`."""
 
     vocabulary: Vocabulary
     ids: Ids  # (N,) uint8, uint16 or uint32
     ranges: dict[str, tuple[int, int]]
     documents: int  # 0 for a stream
     unknown: int  # characters outside the vocabulary
-    absent: str  # the characters of data.vocabulary.include that the text lacks
+    absent: str  # the characters of data.vocabulary.include that the text of data.path lacks
     files: int  # that were text
     contents: str  # a hash of the files' bytes, wherever they lie
     notes: list[str]  # of how the text was read, for a person
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None  # what holds `ids`; None where they are in memory
 
     def split(self, name: str) -> Ids:
         start, stop = self.ranges[name]
@@ -65,7 +70,8 @@ class Corpus:
 
     def forget_pages(self) -> None:
         """Let the system take back the pages that were read: they come again from the file when they are needed."""
-        _forget(self.mapped)
+        if self.mapped is not None:
+            _forget(self.mapped)
 
 
 def encode_text(vocabulary: Vocabulary, pieces: Iterable[tuple[str, list[int]]]) -> Ids:
@@ -80,24 +86,75 @@ def _encoded(table: Ids, text: str, closes: list[int], vocabulary: Vocabulary) -
     return np.insert(ids, np.array(closes), vocabulary.end or 0) if closes else ids
 
 
-def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None) -> Corpus:
-    """Encode the text, or find it encoded. Raises DataError naming file and remedy where the text cannot be used."""
-    files = find_files(config)
-    stamps = _stamps(files)
-    reading = Reading(config, sources(files))
+def load_file(config: DataConfig, vocabulary: Vocabulary, path: Path) -> Corpus:
+    """A file of the user's own in a given vocabulary, all of it in split `test`, read as the text of the configuration was.
+
+    Raises DataError where it cannot be used.
+    """
+    reading = read_file(config, path, None if vocabulary.end is not None else "none")
+    ids = encode_text(vocabulary, reading.pieces())
+    documents = 0 if vocabulary.end is None else int(np.count_nonzero(ids == vocabulary.end))
+    return Corpus(
+        vocabulary=vocabulary,
+        ids=ids,
+        ranges={"train": (0, 0), "test": (0, len(ids)), "val": (len(ids), len(ids))},
+        documents=documents,
+        unknown=len(ids) - int(np.count_nonzero(ids)),
+        absent="",
+        files=1,
+        contents=hash_files([path]),
+        notes=reading.notes(),
+        mapped=None,
+    )
+
+
+def split_configs(config: DataConfig) -> dict[str, DataConfig]:
+    """The files of a configuration by the key that names them: those of `data.path`, and of the splits that have files of their own."""
+    configs = {"data.path": config}
+    for key in OWN_FILES:
+        if path := getattr(config, key.removeprefix("data.")):
+            configs[key] = config.model_copy(update={"source": "files", "path": path, "val_path": None, "test_path": None})
+    return configs
+
+
+def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None, *, blank: bool = False) -> Corpus:
+    """Encode the text, or find it encoded; with `blank` the vocabulary has that symbol.
+
+    Raises DataError naming file and remedy where the text cannot be used.
+    """
+    files = {key: find_files(part, key) for key, part in split_configs(config).items()}
+    stamps = {key: _stamps(paths) for key, paths in files.items()}
+    readings = {key: Reading(part, sources(files[key])) for key, part in split_configs(config).items()}
+    _refuse_mixture(readings)
     cache = user_path(config.cache, "data.cache")
-    contents = _contents(files)
-    entry = cache / _digest(contents, reading, seed)
-    corpus = _open(entry, contents, reading)
+    contents = {key: hash_files(paths) for key, paths in files.items()}
+    entry = cache / _digest(contents, readings, seed, blank)
+    corpus = _open(entry, _joint(contents), readings)
     if corpus is None:
-        total = sum(size for size, _ in stamps) or 1
-        _build(reading, stamps, seed, entry, _halves(total, progress))
+        total = sum(size for sizes in stamps.values() for size, _ in sizes) or 1
+        _build(readings, stamps, seed, blank, entry, _halves(total, progress))
         if progress:
             progress(total, total)  # an archive holds bytes that belong to no member
-        corpus = _open(entry, contents, reading)
+        corpus = _open(entry, _joint(contents), readings)
     if corpus is None:
         raise DataError(f"data.cache {cache}: what was written to it cannot be read back; name another directory in data.cache")
     return corpus
+
+
+def _refuse_mixture(readings: dict[str, Reading]) -> None:
+    whole = readings["data.path"]
+    for key, reading in readings.items():
+        if reading.is_stream != whole.is_stream:
+            facts = [f"{r.name} is read as {'one stream' if r.is_stream else 'documents'}" for r in (reading, whole)]
+            remedy = "set data.format or data.documents, or name a text of the same kind"
+            raise DataError(f"{key}: {facts[0]}, and {facts[1]}; expected both alike, so {remedy}")
+
+
+def _joint(contents: dict[str, str]) -> str:
+    """One hash for what stands in all the files; of data.path alone, its own."""
+    if len(contents) == 1:
+        return contents["data.path"]
+    return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _stamps(files: list[Path]) -> list[Stamp]:
@@ -124,7 +181,7 @@ def _halves(total: int, progress: Progress | None) -> Callable[[int], None]:
     return report
 
 
-def _contents(files: list[Path]) -> str:
+def hash_files(files: list[Path]) -> str:
     """A hash of what stands in these files, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
@@ -139,24 +196,27 @@ def _contents(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _digest(contents: str, reading: Reading, seed: int) -> str:
+def _digest(contents: dict[str, str], readings: dict[str, Reading], seed: int, blank: bool) -> str:
     """A name for what encoding these files gives: of all that decides it, and of nothing else."""
-    settings = reading.config.model_dump(mode="json", exclude={"path", "cache"})
-    formats = "none" if reading.is_stream else reading.formats  # guessed from names too
-    settings |= {"seed": None if reading.is_stream else seed, "format_of_cache": FORMAT, "contents": contents, "formats": formats}
+    whole = readings["data.path"]
+    settings = whole.config.model_dump(mode="json", exclude=UNREAD)
+    settings |= {"seed": None if whole.is_stream else seed, "format_of_cache": FORMAT, "blank": blank} | whole.config.fractions
+    for key, reading in readings.items():
+        formats = "none" if reading.is_stream else reading.formats  # guessed from names too
+        settings[key] = {"contents": contents[key], "formats": formats}
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _open(entry: Path, contents: str = "", reading: Reading | None = None) -> Corpus | None:
-    """What lies in the cache there; None where that is nothing, or not whole. `reading` recalls what was found out when it was made."""
+def _open(entry: Path, contents: str = "", readings: Mapping[str, Reading] = MappingProxyType({})) -> Corpus | None:
+    """What lies in the cache there; None where that is nothing, or not whole. `readings` recall what was found out when it was made."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         mapped = _map(entry / "ids.bin")
         ids = np.frombuffer(mapped, dtype=meta["dtype"])
         if meta["dtype"] not in ("uint8", "uint16", "uint32") or len(ids) != meta["length"]:
             return None
-        if reading is not None:
-            reading.recall(meta["reading"])
+        for key, reading in readings.items():
+            reading.recall(meta["readings"][key])
         corpus = Corpus(
             vocabulary=Vocabulary.from_json(meta["vocabulary"]),
             ids=ids,
@@ -166,7 +226,7 @@ def _open(entry: Path, contents: str = "", reading: Reading | None = None) -> Co
             absent=str(meta["absent"]),
             files=int(meta["files"]),
             contents=contents,
-            notes=reading.notes() if reading is not None else [],
+            notes=list(dict.fromkeys(note for reading in readings.values() for note in reading.notes())),
             mapped=mapped,
         )
     except (OSError, LookupError, TypeError, AttributeError, ValueError):
@@ -191,7 +251,9 @@ def _forget(mapped: mmap.mmap) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _build(reading: Reading, stamps: list[Stamp], seed: int, entry: Path, report: Callable[[int], None]) -> None:
+def _build(
+    readings: dict[str, Reading], stamps: dict[str, list[Stamp]], seed: int, blank: bool, entry: Path, report: Callable[[int], None]
+) -> None:
     """Make an entry of the cache. `stamps`: of the files, from before the first look into them."""
     cache = entry.parent
     try:
@@ -200,10 +262,11 @@ def _build(reading: Reading, stamps: list[Stamp], seed: int, entry: Path, report
         with _workshop(cache) as workshop:
             made = workshop / "made"
             made.mkdir()
-            _encode(reading, seed, made, report)
-            for path, before, after in zip(reading.files, stamps, _stamps(reading.files)):
-                if before != after:
-                    raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
+            _encode(readings, seed, blank, made, report)
+            for key, reading in readings.items():
+                for path, before, after in zip(reading.files, stamps[key], _stamps(reading.files)):
+                    if before != after:
+                        raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
             for path in made.iterdir():  # an entry that is there after a power cut is whole
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
@@ -247,8 +310,9 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _encode(reading: Reading, seed: int, into: Path, report: Callable[[int], None]) -> None:
-    """Two passes: count the characters, then write their ids."""
+def _encode(readings: dict[str, Reading], seed: int, blank: bool, into: Path, report: Callable[[int], None]) -> None:
+    """Two passes: count the characters, then write their ids. The files of a split of its own come behind, in their order."""
+    reading = readings["data.path"]
     config, name = reading.config, reading.name
     whole = reading
     if config.source == "python-stdlib":
@@ -258,7 +322,7 @@ def _encode(reading: Reading, seed: int, into: Path, report: Callable[[int], Non
     histogram = np.zeros(CODE_POINTS, dtype=np.int64)
     for text, _ in whole.pieces(report):
         count_characters(histogram, text)
-    vocabulary = _vocabulary(histogram, whole, name)
+    vocabulary = _vocabulary(histogram, whole, name, blank)
     dtype = np.min_scalar_type(len(vocabulary) - 1)
     table = vocabulary.table().astype(dtype)
     starts: list[Ids] = [np.zeros(1, dtype=np.int8)]  # of documents; in small dtypes, for there may be many millions
@@ -279,6 +343,21 @@ def _encode(reading: Reading, seed: int, into: Path, report: Callable[[int], Non
         edges = np.concatenate(starts)
         starts.clear()
         documents, ranges = len(edges) - 1, _shuffle(encoded, into / "ids.bin", dtype, edges, config, seed, name)
+    others = {key: other for key, other in readings.items() if other is not reading}
+    for key, other in others.items():
+        before = written
+        with open(into / "ids.bin", "ab") as out:
+            for text, closes in other.pieces(lambda size: report(2 * size)):  # read once
+                ids = _encoded(table, text, closes, vocabulary)
+                unknown += len(ids) - int(np.count_nonzero(ids))
+                documents += len(closes)
+                out.write(ids.data)
+                written += len(ids)
+        if written == before:
+            raise other.emptiness()
+        if written < before + 2:  # a character is predicted from the one before it
+            raise DataError(f"{key}: {other.name} holds one character; expected at least 2")
+        ranges[OWN_FILES[key]] = before, written
     meta = {
         "vocabulary": vocabulary.to_json(),
         "dtype": np.dtype(dtype).name,
@@ -287,8 +366,8 @@ def _encode(reading: Reading, seed: int, into: Path, report: Callable[[int], Non
         "documents": documents,
         "unknown": unknown,
         "absent": "".join(character for character in config.vocabulary.include if not histogram[ord(character)]),
-        "files": len(whole.files),
-        "reading": whole.to_json(),
+        "files": len(whole.files) + sum(len(other.files) for other in others.values()),
+        "readings": {"data.path": whole.to_json()} | {key: other.to_json() for key, other in others.items()},
     }
     (into / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
@@ -312,7 +391,7 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _vocabulary(histogram: npt.NDArray[np.int64], reading: Reading, name: str) -> Vocabulary:
+def _vocabulary(histogram: npt.NDArray[np.int64], reading: Reading, name: str, blank: bool) -> Vocabulary:
     config = reading.config
     used = np.flatnonzero(histogram)
     if len(used) == 0:
@@ -325,6 +404,7 @@ def _vocabulary(histogram: npt.NDArray[np.int64], reading: Reading, name: str) -
     vocabulary = Vocabulary.from_counts(
         {int(point): int(histogram[point]) for point in used},
         ends=not reading.is_stream or config.vocabulary.end,
+        blank=blank,
         max_size=config.vocabulary.max_size,
         min_count=config.vocabulary.min_count,
         include=config.vocabulary.include,
@@ -337,7 +417,7 @@ def _vocabulary(histogram: npt.NDArray[np.int64], reading: Reading, name: str) -
 
 def _sizes(count: int, config: DataConfig) -> dict[str, int]:
     """Of the splits, in their order. Exact: in floats, 0.1 of ten and 0.05 of a hundred go astray."""
-    val, test = (math.ceil(count * Fraction(str(fraction))) for fraction in (config.val_fraction, config.test_fraction))
+    val, test = (math.ceil(count * Fraction(str(config.fractions[split]))) for split in ("val", "test"))
     return {"train": count - val - test, "test": test, "val": val}
 
 

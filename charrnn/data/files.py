@@ -29,8 +29,8 @@ ENCRYPTED = 0x1  # a member's flag
 OnBytes = Callable[[int], None]  # hears how many of a file's own bytes were read
 
 
-def find_files(config: DataConfig) -> list[Path]:
-    """The files that `data.path` or `data.source` names, in a fixed order. Raises DataError where there are none."""
+def find_files(config: DataConfig, key: str = "data.path") -> list[Path]:
+    """The files that `data.path` or `data.source` names, in a fixed order. Raises DataError where there are none, naming `key`."""
     if config.source == "python-stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -41,23 +41,23 @@ def find_files(config: DataConfig) -> list[Path]:
     paths = [config.path] if isinstance(config.path, str) else list(config.path or [])
     found: list[Path] = []
     for name in paths:
-        path = user_path(name, "data.path")
+        path = user_path(name, key)
         if os.path.isdir(path):
             inside = files_in(path)
             if not inside:
-                raise DataError(f"data.path {name!r}: the directory holds no files; expected text files in it")
+                raise DataError(f"{key} {name!r}: the directory holds no files; expected text files in it")
             found += inside
         elif os.path.isfile(path):
             found.append(path)
         elif os.path.exists(path):
-            raise DataError(f"data.path {name!r}: not an ordinary file, and text is read more than once; save it as a file first")
+            raise DataError(f"{key} {name!r}: not an ordinary file, and text is read more than once; save it as a file first")
         elif glob.has_magic(name):
             matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(p)]
             if not matches:
-                raise DataError(f"data.path {name!r}: no file matches; the pattern is relative to {Path.cwd()}")
+                raise DataError(f"{key} {name!r}: no file matches; the pattern is relative to {Path.cwd()}")
             found += matches
         else:
-            raise DataError(f"data.path {name!r}: no such file; it is looked for relative to {Path.cwd()}")
+            raise DataError(f"{key} {name!r}: no such file; it is looked for relative to {Path.cwd()}")
     return list(dict.fromkeys(found))
 
 

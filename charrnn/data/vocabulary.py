@@ -1,4 +1,4 @@
-"""Characters to ids and back. Two symbols are not characters: `unknown`, which is read but never written, and `end`."""
+"""Characters to ids and back. Three symbols are not characters: `unknown`, which is read but never written, `end` and `blank`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import numpy.typing as npt
 from charrnn.errors import CheckpointError, DataError
 
 CODE_POINTS = 0x110000
-SYMBOLS = ("unknown", "end")
+SYMBOLS = ("unknown", "end", "blank")  # in this order; the first is always there
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Ids 0.. are `symbols`, the characters follow in code-point order; those that had to be there come before the others.
 
-    `end` is there only where the corpus has documents, or had them when the model began: a stream has no end.
+    `end` is there only where the corpus has documents, or had them when the model began: a stream has no end. `blank` is what
+    stands for a hidden character, and is there only where some are hidden.
     """
 
     symbols: tuple[str, ...]
@@ -29,7 +30,14 @@ class Vocabulary:
 
     @classmethod
     def from_counts(
-        cls, counts: Mapping[int, int], *, ends: bool, max_size: int | None = None, min_count: int = 1, include: str = ""
+        cls,
+        counts: Mapping[int, int],
+        *,
+        ends: bool,
+        blank: bool = False,
+        max_size: int | None = None,
+        min_count: int = 1,
+        include: str = "",
     ) -> Vocabulary:
         """From occurrences by code point, keeping the most frequent `max_size` that occur `min_count` times.
 
@@ -41,7 +49,8 @@ class Vocabulary:
             kept = sorted(kept, key=lambda point: (-counts[point], point))[: max(0, max_size - len(included))]
         if not (kept or included):
             raise DataError(f"no character occurs {min_count} times; lower data.vocabulary.min_count")
-        return cls(SYMBOLS if ends else SYMBOLS[:1], include + "".join(map(chr, sorted(kept))))
+        there = dict(zip(SYMBOLS, (True, ends, blank)))
+        return cls(tuple(symbol for symbol in SYMBOLS if there[symbol]), include + "".join(map(chr, sorted(kept))))
 
     def __len__(self) -> int:
         return len(self.symbols) + len(self.characters)
@@ -57,6 +66,10 @@ class Vocabulary:
     @property
     def end(self) -> int | None:
         return self.symbols.index("end") if "end" in self.symbols else None
+
+    @property
+    def blank(self) -> int | None:
+        return self.symbols.index("blank") if "blank" in self.symbols else None
 
     def __contains__(self, character: str) -> bool:
         return character in self._ids
@@ -87,7 +100,13 @@ class Vocabulary:
         try:
             fields = json.loads(text)
             symbols, characters = tuple(fields["symbols"]), fields["characters"]
-            sound = symbols in (SYMBOLS, SYMBOLS[:1]) and isinstance(characters, str) and len(set(characters)) == len(characters) > 0
+            ordered = tuple(symbol for symbol in SYMBOLS if symbol in symbols)
+            sound = (
+                symbols == ordered
+                and symbols[:1] == SYMBOLS[:1]
+                and isinstance(characters, str)
+                and len(set(characters)) == len(characters) > 0
+            )
             characters.encode()  # half a character (a surrogate) is none
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from charrnn.config import Config
-from charrnn.data.corpus import Corpus
+from charrnn.data.corpus import Progress
 from charrnn.tasks.lm import LanguageModel
-from charrnn.tasks.task import Task
+from charrnn.tasks.task import Task, TaskKind
 
-TASKS: dict[str, Callable[[Config, Corpus], Task]] = {"lm": LanguageModel}
+TASKS: dict[str, TaskKind] = {"lm": LanguageModel}
 
 
-def build_task(config: Config, corpus: Corpus) -> Task:
-    return TASKS[config.task](config, corpus)
+def load_task(config: Config, progress: Progress | None = None) -> Task:
+    """The task of a configuration, with the text it names. Raises DataError where that text cannot be used."""
+    return TASKS[config.task].load(config, progress)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import Corpus
+from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
 from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.metrics import Tally, sum_dtype
@@ -33,6 +34,17 @@ PREVIEW_TEMPERATURE = 0.8
 class LanguageModel:
     config: Config
     corpus: Corpus
+    labels = ()
+    unit = "char"
+    best_by = ("nats_per_char", True)
+
+    @classmethod
+    def load(cls, config: Config, progress: Progress | None = None) -> LanguageModel:
+        return cls(config, load_corpus(config.data, config.seed, progress))
+
+    @classmethod
+    def of_file(cls, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> LanguageModel:
+        return cls(config, load_file(config.data, vocabulary, path))
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -43,7 +55,7 @@ class LanguageModel:
             torch.default_generator.manual_seed(self.config.seed)
             return CharRNN(self.config.model, len(self.vocabulary))
 
-    def batches(self, split: str, *, first: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         if split == "train":
             return self._train_streams().batches(first)
         ids = split_ids(self.corpus, split)
@@ -66,6 +78,10 @@ class LanguageModel:
             correct = (logits.argmax(-1) == targets).sum()  # no id is IGNORED
             tally = Tally(nats.to(sum_dtype(device)), (targets != IGNORED).sum(), correct)
         return loss, tally, state
+
+    def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Tally, State]:
+        _, tally, state = self.loss(model, batch, state)
+        return tally, state
 
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """Begins as a document begins; where the corpus has documents, one that ends is followed by the next."""

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import Batch
-from charrnn.data.corpus import Corpus
+from charrnn.data.corpus import Corpus, Progress
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.metrics import Tally
 
-State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H)
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H); () of a task that carries none
+
+
+class Scores(Protocol):
+    """What an evaluation counts: sums, which add up over batches, and one division at the edge."""
+
+    def __add__(self, other: Self) -> Self: ...
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        """The keys of metrics.jsonl and of `--json`, each after `prefix`. Raises ValueError where nothing was counted."""
 
 
 class Task(Protocol):
@@ -27,11 +40,26 @@ class Task(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model answers with, in the order of its outputs; () where it answers with characters."""
+
+    @property
+    def unit(self) -> str:
+        """What a Tally of this task counts: char, blank or example."""
+
+    @property
+    def best_by(self) -> tuple[str, bool]:
+        """The metric that chooses the best model where train.best_by names none, without `val_`; whether less of it is better."""
+
     def model(self) -> nn.Module:
         """A fresh model on the CPU, its weights drawn from config.seed alone."""
 
-    def batches(self, split: str, *, first: int = 0) -> Iterator[Batch]:
-        """One pass over a split, from batch `first` on. Raises UserError where the split has nothing to predict."""
+    def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """One pass over a split, from batch `first` on. Raises UserError where the split has nothing to predict.
+
+        Of train, each epoch may have an order of its own, the same whenever it is asked for; other splits are the same in each.
+        """
 
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the train split."""
@@ -41,11 +69,24 @@ class Task(Protocol):
     ) -> tuple[Tensor, Tally, State]:
         """The loss to differentiate, summed in nats; the plain cross-entropy, detached; the new state, in the graph."""
 
+    def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Scores, State]:
+        """What the model, in eval mode and without gradients, reaches on a batch; the new state."""
+
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """What a person reads while it trains."""
 
     def notes(self) -> list[str]:
         """What a person should know before the first step, a line each."""
+
+
+class TaskKind(Protocol):
+    """How a task comes to its text: what a class in TASKS is asked."""
+
+    def load(self, config: Config, progress: Progress | None = None) -> Task:
+        """With the text that the configuration names."""
+
+    def of_file(self, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Task:
+        """With another file, all of it in split `test`, as a model of that vocabulary and those labels reads it."""
 
 
 def carry(state: State | None, batch: Batch) -> State | None:

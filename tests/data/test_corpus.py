@@ -382,11 +382,11 @@ import sys, pathlib
 from charrnn.config import DataConfig
 from charrnn.data import corpus
 encode = corpus._encode
-def encode_together(reading, seed, into, report):  # the other process is here too before either goes on
+def encode_together(*arguments):  # the other process is here too before either goes on
     pathlib.Path(sys.argv[3]).touch()
     while not pathlib.Path(sys.argv[4]).exists():
         pass
-    encode(reading, seed, into, report)
+    encode(*arguments)
 corpus._encode = encode_together
 print(len(corpus.load_corpus(DataConfig(path=sys.argv[1], cache=sys.argv[2], documents="lines"), 1).ids))
 """

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import load_corpus
 from charrnn.data.streams import EvaluationStreams
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.sampling import opening
-from charrnn.tasks import TASKS, build_task
+from charrnn.tasks import TASKS, load_task
 from charrnn.tasks.lm import LanguageModel
 from charrnn.tasks.task import State, Task, carry
 
@@ -33,7 +32,7 @@ def task(folder: Path, text: str = LINES, *, data: dict[str, Any] | None = None,
             "train": {"max_steps": 1, "batch_size": 4, "tbptt_window": 16} | train,
         }
     )
-    return build_task(config, load_corpus(config.data, config.seed))
+    return load_task(config)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
