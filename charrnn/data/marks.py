@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from charrnn.data.corpus import Ids
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
+from charrnn.errors import ConfigError
 
 NONE, PAUSE = "O", "S"  # labels: no mark here, and a pause whatever its mark
 # What a character is to the rules above. The first four are read wherever they stand.
@@ -55,6 +56,13 @@ class Unmarked:
 def labels_of(kind: str, marks: str) -> tuple[str, ...]:
     """The labels of `data.labels`: punctuation or segmentation."""
     return (NONE, *marks) if kind == "punctuation" else (NONE, PAUSE)
+
+
+def expect_marks(marks: str) -> None:
+    """Raises ConfigError where one of them is a character that is read, and could not be put in."""
+    for mark in marks:
+        if _kind(mark) <= END:
+            raise ConfigError(f"data.marks: {mark!r} is neither punctuation nor white space; expected marks such as ，。？")
 
 
 def read_ids(ids: Ids, vocabulary: Vocabulary, kind: str, marks: str) -> Read:
