@@ -209,7 +209,7 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         raise CheckpointError(f"{place}tensor {short(strangers[0])} has no place in the model that the config describes")
 
 
-def build_model(loaded: Loaded) -> nn.Module:
+def build_model(loaded: Loaded) -> CharRNN:
     """The model of a file on the device its weights are on, ready to be used: eval mode, no gradients."""
     device = next(iter(loaded.weights.values())).device
     with torch.random.fork_rng(devices=[]):  # the random weights it begins with are nobody's business

@@ -150,10 +150,11 @@ class BlanksConfig(Section):
     span_share: Fraction = 0.0  # of the characters, hidden in spans of 2 to span_max
     span_max: Annotated[int, Field(ge=2, lt=1 << 31)] = 8
     line_rate: Fraction = 0.0  # the probability that one whole line of an example is hidden
+    per_example: Count | None = None  # exactly so many single characters of each example instead, whatever the rates
 
     @model_validator(mode="after")
     def _some(self) -> BlanksConfig:
-        if not (self.share or self.span_share or self.line_rate):
+        if not (self.share or self.span_share or self.line_rate or self.per_example):
             raise ValueError("share, span_share and line_rate are all 0, so nothing is hidden; set one of them above 0")
         return self
 

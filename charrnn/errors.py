@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 2000  # characters of a message
+NAMED = 8  # things that a message names before it only counts them
 
 
 class UserError(ValueError):
@@ -57,3 +58,13 @@ def printable(text: str) -> str:
 def counted(number: int, thing: str) -> str:
     """`1 file`, `2,000 files`."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b`; of many the first, and how many more."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def characters_listed(characters: Iterable[str]) -> str:
+    """Characters by what they look like and by their numbers, `'é' (U+00E9)`."""
+    return listed([f"{character!r} (U+{ord(character):04X})" for character in characters])

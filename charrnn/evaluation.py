@@ -1,7 +1,8 @@
 """How well a model predicts.
 
-`evaluate` is what training asks every so often: a split in a few columns side by side, for speed. `evaluate_stream` and
-`per_char` read a split, or a text of the user's, as one column: the state is carried from the first character to the last.
+`measure` is what training asks every so often: a split in the task's batches, of lm a few columns side by side, for speed.
+`evaluate_stream` and `per_char` read a split, or a text of the user's, as one column: the state is carried from the first
+character to the last.
 
 Axes: T time, V vocabulary.
 """
@@ -26,7 +27,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.sampling import evaluating
-from charrnn.tasks.task import State, Task, carry
+from charrnn.tasks.task import Scores, State, Task, carry
 
 WINDOW = 512  # characters of a stream read at once; a figure does not depend on it
 FORGET = 256  # windows of a split after which the system may have its pages back
@@ -51,20 +52,39 @@ class Evaluated:
 
 
 @torch.inference_mode()
+def measure(task: Task, model: nn.Module, split: str) -> Scores:
+    """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
+
+    Raises UserError where nothing can be scored.
+    """
+    scores: Scores | None = None
+    state = None
+    with evaluating(model):
+        for batch in task.batches(split):
+            found, state = task.measure(model, batch, carry(state, batch))
+            scores = found if scores is None else scores + found
+    if scores is None or int(scores.count) == 0:
+        raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
+    return scores
+
+
+@torch.inference_mode()
+def metrics_of(task: Task, model: nn.Module, split: str) -> list[str]:
+    """What a split that asks for something is measured by."""
+    asking = next(batch for batch in task.batches(split) if bool((batch.targets != IGNORED).any()))
+    with evaluating(model):
+        return list(task.measure(model, asking, None)[0].as_metrics())
+
+
 def evaluate(task: Task, model: nn.Module, split: str) -> Tally:
-    """One pass over a split in the task's batches, in eval mode; the model is then again as it was.
+    """`measure` of a task that predicts characters and counts nothing else: lm.
 
     The columns of a batch are stretches of the split that lie far apart. Each but the first begins with a state that has read
     some of what stands before it, not all: quick, and on the long way as good as one column, but not the same figure.
     Raises UserError where nothing can be scored.
     """
-    tally, state = Tally.zero(next(model.parameters()).device), None
-    with evaluating(model):
-        for batch in task.batches(split):
-            _, found, state = task.loss(model, batch, carry(state, batch))
-            tally = tally + found
-    if int(tally.count) == 0:
-        raise UserError(f"split {split!r}: the model knows none of its characters; expected some to predict; choose another split")
+    tally = measure(task, model, split)
+    assert isinstance(tally, Tally)
     return tally
 
 

@@ -1,10 +1,13 @@
-"""A model goes on with another text: what it knows keeps its place, and the text's new characters get rows of their own.
+"""A model goes on with another text, or another task: what it knows keeps its place, and new characters get rows of their own.
 
 The new run's vocabulary is the old one with the text's new characters behind it, so that no old id means something else.
 A new row begins as a copy of `unknown`'s, in the embedding and in the head: the model reads a new character as it did when
 it did not know it. In the head, `unknown` and its copies share the probability that `unknown` had: with n copies, each of
 them has log(n + 1) less in its bias. So no old character's probability moves, in no text, before the first step. The text
 itself then tells the copies apart. With tied embeddings the two copies are of one row, and the same holds.
+
+Another task, or other labels, ask other questions: then only the embedding and the recurrent layers are taken, and what
+answers (head, pooling, CRF) begins afresh.
 
 Axes: V old vocabulary size, W new vocabulary size.
 """
@@ -24,7 +27,8 @@ from charrnn.errors import CheckpointError, counted
 from charrnn.models.char_rnn import BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
-SHAPE = ("cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "tied_embeddings", "layer_norm")
+SHAPE = ("cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm")
+ANSWER = ("pooling", "crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
 
 
@@ -34,7 +38,8 @@ def prepare(config: Config, loaded: Loaded) -> Config:
     Raises CheckpointError, naming every key, where the weights do not fit.
     """
     old, new = loaded.config.model, config.model
-    differing = [key for key in SHAPE if getattr(old, key) != getattr(new, key)]
+    compared = SHAPE if loaded.config.task != config.task else (*SHAPE, *ANSWER)
+    differing = [key for key in compared if getattr(old, key) != getattr(new, key)]
     if differing:
         facts = ", ".join(f"model.{key} is {_said(getattr(old, key))} there and {_said(getattr(new, key))} here" for key in differing)
         remedy = f"set the same with {' '.join(f'--set model.{key}={_said(getattr(old, key))}' for key in differing)}"
@@ -51,13 +56,24 @@ def prepare(config: Config, loaded: Loaded) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
 
 
-def widen(loaded: Loaded, vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The model's weights for a vocabulary that holds its own: each id that it knows with its row, each new one with `unknown`'s."""
+def keeps_head(loaded: Loaded, config: Config, labels: tuple[str, ...]) -> bool:
+    """Whether what answers is taken too: it was trained to answer the same question."""
+    return loaded.config.task == config.task and loaded.labels == labels
+
+
+def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[str, Tensor]:
+    """The model's weights for a vocabulary that holds its own: each id that it knows with its row, each new one with `unknown`'s.
+
+    Without `head`, only those of the embedding and of the recurrent layers.
+    """
     sources = _sources(loaded.vocabulary, vocabulary)  # (W,)
     shares = sources == loaded.vocabulary.unknown  # (W,)
     weights = {}
+    by_id = [name for name in BY_ID if name == "embedding.weight" or not loaded.labels]
     for name, weight in loaded.weights.items():
-        if name not in BY_ID:
+        if not (head or name.startswith(("embedding.", "recurrent."))):
+            continue
+        if name not in by_id:
             weights[name] = weight
             continue
         rows = weight[sources.to(weight.device)]  # (V, ·) -> (W, ·)
@@ -73,8 +89,8 @@ def _sources(old: Vocabulary, new: Vocabulary) -> Tensor:
     return torch.tensor(symbols + [old.id(character) for character in new.characters])
 
 
-def report(loaded: Loaded, corpus: Corpus) -> str:
-    """What became of the model's characters, in one line."""
+def report(loaded: Loaded, corpus: Corpus, *, head: bool = True) -> str:
+    """What became of the model's characters, and of its head, in one line."""
     old, new = loaded.vocabulary, corpus.vocabulary
     added = [character for character in new.characters if character not in old]
     examples = " ".join(map(repr, added[:NAMED])) + (" …" if len(added) > NAMED else "")
@@ -88,6 +104,8 @@ def report(loaded: Loaded, corpus: Corpus) -> str:
         parts.append("the end of a document is new to it")
     elif old.end is not None and not corpus.documents:
         parts.append("it keeps its end of a document, though the new text is one stream without any")
+    if not head:
+        parts.append(f"its head for task {loaded.config.task} is left behind, and a fresh one begins")
     return f"{loaded.path}: " + ", ".join(parts)
 
 

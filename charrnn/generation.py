@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from charrnn.constraints import Constraint, restrict
 from charrnn.data.vocabulary import Primed, Vocabulary, encode_prime
-from charrnn.errors import UserError
+from charrnn.errors import UserError, characters_listed, listed
 from charrnn.sampling import SamplingOptions, expect, filter_logits, opening, run_on, sample
-
-NAMED = 8  # characters that a warning lists before it only counts them
 
 
 def prepare_prime(
@@ -30,19 +28,15 @@ def prepare_prime(
     warnings = []
     if primed.replaced:
         pairs = [f"{typed!r} as {known!r}" for typed, known in primed.replaced.items()]
-        warnings.append(f"{place}: the model knows another form of some characters and reads {_list(pairs)}")
+        warnings.append(f"{place}: the model knows another form of some characters and reads {listed(pairs)}")
     if primed.dropped:
-        names = _list([f"{c!r} (U+{ord(c):04X})" for c in primed.dropped])
+        names = characters_listed(primed.dropped)
         if on_unknown == "error":
             remedy = "leave them out, or pass --on-unknown drop"
             raise UserError(f"{place}: the model does not know {names}; expected characters of its training text; {remedy}")
         rest = "" if primed.ids else "; nothing is left of the prime, so the text starts as a document starts"
         warnings.append(f"{place}: the model does not know {names}; dropped{rest}")
     return primed, warnings
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def generate(

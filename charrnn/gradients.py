@@ -39,13 +39,15 @@ def _prepare_thread() -> None:
 
 
 class Shards:
-    """Contiguous groups of a batch's columns, each with its own carried state and generator and, if there are several, its own thread."""
+    """Contiguous groups of a batch's columns, each with its own carried state and generator and, if there are several, its own thread.
+
+    A batch may have fewer columns than the others, even fewer than there are groups.
+    """
 
     def __init__(
         self,
         task: Task,
         model: nn.Module,
-        columns: int,
         count: int,
         *,
         precision: torch.dtype,
@@ -57,7 +59,6 @@ class Shards:
         self._parameters = list(model.parameters())
         self._device = self._parameters[0].device
         self._precision, self._label_smoothing, self._scaler = precision, label_smoothing, scaler
-        self._edges = [columns * k // count for k in range(count + 1)]
         self._carried: list[State | None] = [None] * count
         self._generators: list[torch.Generator] = []
         self.reseed(0)
@@ -103,6 +104,8 @@ class Shards:
         tally = Tally.zero(self._device)
         for window in windows:
             part = self._part(window, k)
+            if part.inputs.size(1) == 0:
+                continue
             with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
                 loss, found, self._carried[k] = self._task.loss(
                     self._model, part, carry(self._carried[k], part), generator=self._generators[k], label_smoothing=self._label_smoothing
@@ -114,14 +117,19 @@ class Shards:
             else:
                 gradients = _own(new)
             tally = tally + found
-        return gradients, tally
+        return gradients or [torch.zeros_like(parameter) for parameter in self._parameters], tally
 
     def _part(self, batch: Batch, k: int) -> Batch:
         if len(self._carried) == 1:
             return batch
-        start, stop = self._edges[k], self._edges[k + 1]
-        lengths = None if batch.lengths is None else batch.lengths[start:stop]
-        return Batch(batch.inputs[:, start:stop].contiguous(), batch.targets[:, start:stop].contiguous(), lengths, batch.continues)
+        columns = self._columns(batch.inputs.size(1), k)
+        lengths = None if batch.lengths is None else batch.lengths[columns]
+        # The columns are the last axis of targets, which may have no other.
+        return Batch(batch.inputs[:, columns].contiguous(), batch.targets[..., columns].contiguous(), lengths, batch.continues)
+
+    def _columns(self, count: int, k: int) -> slice:
+        """The group's own of so many columns."""
+        return slice(count * k // len(self._carried), count * (k + 1) // len(self._carried))
 
     def reseed(self, step: int) -> None:
         """Fresh generators, from (seed, rank, shard, step)."""
@@ -150,8 +158,10 @@ class Shards:
     def load_carried(self, state: State | None) -> None:
         """Continue from a joined state; None: from the beginning of a text."""
         for k in range(len(self._carried)):
-            columns = slice(self._edges[k], self._edges[k + 1])
-            self._carried[k] = None if state is None else tuple(tuple(s[columns].to(self._device) for s in layer) for layer in state)
+            if state is None:
+                self._carried[k] = None
+                continue
+            self._carried[k] = tuple(tuple(s[self._columns(s.size(0), k)].to(self._device) for s in layer) for layer in state)
 
 
 def _own(gradients: Sequence[Tensor]) -> list[Tensor]:

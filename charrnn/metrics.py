@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +50,14 @@ class Tally:
 
     def as_metrics(self, prefix: str = "", unit: str = "char") -> dict[str, float]:
         """The keys of metrics.jsonl and of `--json`, each after `prefix`. `unit`: what was counted."""
-        bits = {} if unit == "example" else {f"{prefix}bits_per_{unit}": self.bits_per_char()}  # an answer is not a code
-        return {
-            f"{prefix}nats_per_{unit}": self.nats_per_char(),
-            **bits,
-            f"{prefix}perplexity": self.perplexity(),
-            f"{prefix}accuracy": self.accuracy(),
-        }
+        costs = dict(zip(self.costs(unit), (self.nats_per_char(), self.bits_per_char())))
+        values = costs | {"perplexity": self.perplexity(), "accuracy": self.accuracy()}
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+    @staticmethod
+    def costs(unit: str) -> list[str]:
+        """The first keys of as_metrics. An answer about a whole example is no code, so its bits are not told."""
+        return [f"nats_per_{unit}"] if unit == "example" else [f"nats_per_{unit}", f"bits_per_{unit}"]
 
     def _counted(self) -> int:
         count = int(self.count.item())
@@ -167,6 +168,13 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def less_is_better(metric: str) -> bool:
     """Of a metric's name, with `val_` before it or not."""
     return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity"))
+
+
+def cost(metrics: Mapping[str, float], prefix: str = "") -> tuple[float, str]:
+    """What one of the counted costs, of the keys of a Tally: in bits where they are there, else in nats. And in what: `bits/char`."""
+    told = [key for key in metrics if key.startswith((f"{prefix}bits_per_", f"{prefix}nats_per_"))]
+    key = min(told)
+    return metrics[key], key.removeprefix(prefix).replace("_per_", "/")
 
 
 def sayable(values: dict[str, Any]) -> dict[str, Any]:

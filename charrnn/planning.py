@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
-import numpy as np
 import torch
 from torch import nn
 
+from charrnn.data.batch import IGNORED
+from charrnn.data.corpus import split_configs
 from charrnn.data.files import find_files
 from charrnn.device import resolve_precision
 from charrnn.errors import counted
@@ -19,6 +21,7 @@ from charrnn.tasks.task import Task
 
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
 MIB = 1 << 20
+LOOKED_AT = 8  # batches of the first, among which the widest is that of a full size
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Plan:
     documents: int  # 0 for a stream
     memory_bytes: int  # an estimate, of tensors alone
     vocabulary_size: int
-    steps_per_epoch: int  # windows in one pass
+    steps_per_epoch: int  # batches in one pass
+    batches: str  # what they are called
     device: str
     precision: str
     backend: str  # that runs the recurrence, and why not the one that would be preferred
@@ -52,7 +56,7 @@ class Plan:
 def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
     """The plan of a task with its model on a device. Raises UnsupportedBackend where the backend that is named cannot run it."""
     config, corpus = task.config, task.corpus
-    first = next(iter(task.batches("train"))).inputs  # (T, B)
+    shapes = [tuple(batch.inputs.shape) for batch in islice(task.batches("train"), LOOKED_AT)]  # each (T, B)
     parameters, characters = count_parameters(model), len(corpus.split("train"))
     per_parameter = characters / parameters
     precision = resolve_precision(config.train.precision, device)
@@ -68,24 +72,26 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         characters=characters,
         characters_per_parameter=per_parameter,
         files=corpus.files,
-        left_out=len(find_files(config.data)) - corpus.files,
+        left_out=sum(len(find_files(data, key)) for key, data in split_configs(config.data).items()) - corpus.files,
         documents=corpus.documents,
-        memory_bytes=_memory(task, parameters, first.numel()),
+        memory_bytes=_memory(task, parameters, max(steps * columns for steps, columns in shapes)),
         vocabulary_size=len(task.vocabulary),
         steps_per_epoch=task.steps_per_epoch(),
+        batches="windows" if config.is_windowed else "batches",
         device=str(device),
         precision=str(precision).removeprefix("torch."),
         backend=explain(config.model.backend, request),
-        shards=shard_count(device, first.size(1), config.train.shards),
+        shards=shard_count(device, max(columns for _, columns in shapes), config.train.shards),
         notes=[*task.notes(), *_without_effect(task)],
         warnings=warnings,
     )
 
 
 def can_be_scored(task: Task) -> bool:
-    """Whether the val split asks for any character at all."""
-    ids, unknown = task.corpus.split("val"), task.vocabulary.unknown
-    return any(bool(np.any(ids[start : start + 65536] != unknown)) for start in range(1, len(ids), 65536))
+    """Whether the val split asks for anything at all."""
+    if len(task.corpus.split("val")) < 2:
+        return False
+    return any(bool((batch.targets != IGNORED).any()) for batch in task.batches("val"))
 
 
 def _without_effect(task: Task) -> list[str]:
@@ -99,11 +105,12 @@ def _without_effect(task: Task) -> list[str]:
 
 
 def _memory(task: Task, parameters: int, chars: int) -> int:
-    """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of a window."""
+    """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of a batch."""
     model, train = task.config.model, task.config.train
     kept = 1 + OPTIMIZER_COPIES[train.optimizer] + (1 if train.ema_decay else 0)
     weights = parameters * (2 * kept + 1)  # the last good state doubles what is kept; the gradients are not
     # A layer keeps its input's product and its gates, their derivatives, states, outputs; the head its logits and theirs.
-    layer = 2 * CELLS[model.cell].gates * model.hidden_size + 4 * model.hidden_size
-    window = chars * (2 * model.embedding_size + model.num_layers * layer + 4 * len(task.vocabulary))
-    return 4 * (weights + window)
+    layer = 2 * CELLS[model.cell].gates * model.output_size + 4 * model.output_size
+    answers = len(task.labels) or len(task.vocabulary)
+    batch = chars * (2 * model.embedding_size + model.num_layers * layer + 4 * answers)
+    return 4 * (weights + batch)

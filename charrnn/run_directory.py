@@ -23,9 +23,9 @@ LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
-FIXED = ("task", "seed", "data", "model", "train.optimizer", "train.batch_size", "train.tbptt_window")
+FIXED = ("task", "seed", "data", "model", "train.optimizer", "train.batch_size", "train.tbptt_window", "train.best_by")
 # The text itself is compared by its contents, wherever it lies now.
-FREE = ("data.path", "data.cache", "model.backend")
+FREE = ("data.path", "data.val_path", "data.test_path", "data.cache", "model.backend")
 
 
 class RunDirectory:

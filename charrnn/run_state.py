@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from torch import Tensor
 
 __all__ = ["Counters", "believe"]
-
-NEEDED = {"val_nats_per_char", "val_bits_per_char"}  # of what was measured: a run chooses and tells by these
-
 
 def _dense(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
@@ -23,9 +20,10 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _measured(values: dict[str, float]) -> dict[str, float]:
-    if values and not values.keys() >= NEEDED:
-        raise ValueError(f"expected {' and '.join(sorted(NEEDED))}")
+def _measured(values: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+    needed: set[str] = (info.context or {}).get("needed", set())
+    if values and not values.keys() >= needed:
+        raise ValueError(f"expected {' and '.join(sorted(needed))}")
     return values
 
 
@@ -98,10 +96,13 @@ class _State(_Part):
     text: dict[str, str | int]
 
 
-def believe(state: dict[str, Any]) -> dict[str, Any]:
-    """A state that was read from a file, of the types that a run goes on with. Raises ValueError naming what is missing or wrong."""
+def believe(state: dict[str, Any], needed: set[str]) -> dict[str, Any]:
+    """A state that was read from a file, of the types that a run goes on with. `needed`: the metrics by which it chooses and tells.
+
+    Raises ValueError naming what is missing or wrong.
+    """
     try:
-        return _State.model_validate(state).model_dump()
+        return _State.model_validate(state, context={"needed": needed}).model_dump()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from charrnn import finetuning
 from charrnn.checkpoint import (
@@ -31,9 +32,9 @@ from charrnn.checkpoint import (
 from charrnn.config import Config, user_path
 from charrnn.data.batch import Batch
 from charrnn.device import keep_freed_memory, resolve_device, resolve_precision
-from charrnn.errors import UserError
-from charrnn.evaluation import evaluate
-from charrnn.gradients import Shards, seeded, shard_count
+from charrnn.errors import UserError, did_you_mean
+from charrnn.evaluation import measure, metrics_of
+from charrnn.gradients import Shards, seeded
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.novelty import keep_text
@@ -42,14 +43,13 @@ from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
 from charrnn.tasks import load_task
-from charrnn.tasks.task import State, Task
+from charrnn.tasks.task import State, Task, chosen_by
 from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
 Status = Literal["finished", "interrupted", "terminated", "early_stopped", "already_finished", "diverged"]
 RETREATS = 3  # times that a run goes back before it gives up
-VALUE = "val_nats_per_char"  # what makes a model the best
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,17 @@ class StepReport:
     epoch: float  # passes over the train split
     seconds: float  # of training, evaluations and resumed runs included
     chars: int  # read since the run began
-    nats_per_char: float
-    bits_per_char: float
-    perplexity: float
-    accuracy: float
+    metrics: dict[str, float]  # of what was asked in these steps: nats_per_char, accuracy …
     grad_norm: float
     learning_rate: float
     chars_per_second: float  # of training, evaluations left out
     progress: float  # 0..1 of the run
+
+    def line(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        fields = asdict(self)
+        del fields["progress"]
+        return {name: value for key, found in fields.items() for name, value in (found if key == "metrics" else {key: found}).items()}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Outcome:
     seconds: float
     run: Path
     status: Status
+    task: str = "lm"
+    best_by: tuple[str, bool] = ("nats_per_char", True)  # the metric that chose the best, and whether less of it is better
 
 
 class Reporter(Protocol):
@@ -137,7 +142,7 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     _keep_text(task, run)
     if weights is not None:
         trainer.save()  # a run that is lost before its first save would else begin again without these weights
-    begun_with = [finetuning.report(weights, task.corpus)] if weights is not None else []
+    begun_with = [_begun_with(weights, task)] if weights is not None else []
     for note in (trainer.plan.summary(), *begun_with, *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:
@@ -145,6 +150,10 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     outcome = trainer.train()
     reporter.done(outcome)
     return outcome
+
+
+def _begun_with(loaded: Loaded, task: Task) -> str:
+    return finetuning.report(loaded, task.corpus, head=finetuning.keeps_head(loaded, task.config, task.labels))
 
 
 def _keep_text(task: Task, run: RunDirectory) -> None:
@@ -160,10 +169,13 @@ def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | N
     if weights is not None:
         config = finetuning.prepare(config, weights)
     task = load_task(config, reporter.encoding if reporter else None)
-    planned = describe(task, task.model(), device)
+    model = task.model()
+    planned = describe(task, model, device)
+    if can_be_scored(task):
+        _best_by(task, model)
     if weights is None:
         return planned
-    return replace(planned, notes=[finetuning.report(weights, task.corpus), *planned.notes])
+    return replace(planned, notes=[_begun_with(weights, task), *planned.notes])
 
 
 class Trainer:
@@ -182,13 +194,13 @@ class Trainer:
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         precision = resolve_precision(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        columns = next(iter(task.batches("train"))).inputs.size(1)
         self.shards = Shards(
-            task, self.model, columns, shard_count(device, columns, settings.shards),
+            task, self.model, self.plan.shards,
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
         self.has_val = can_be_scored(task)
+        self.best_by = _best_by(task, model if self.has_val else None)
         # One thread a shard is a number of its own, and a GPU does not care.
         free = device.type == "cpu" and settings.shards == 1
         self.threads = Threads(settings.threads if free else torch.get_num_threads(), reporter.note)
@@ -328,7 +340,7 @@ class Trainer:
             epoch=round(self.epochs(), 4),
             seconds=round(self.seconds(), 3),
             chars=counters.chars,
-            **self.since_report.as_metrics(),
+            metrics=self.since_report.as_metrics(unit=self.task.unit),
             grad_norm=float(self.grad_norm),
             learning_rate=self.learning_rate,
             chars_per_second=round((counters.chars - self.chars_reported) / pace, 1),
@@ -337,34 +349,47 @@ class Trainer:
         with self.interrupt.held():
             counters.reported = counters.step
             self.since_report, self.chars_reported, self.pace_seconds = Tally.zero(self.device), counters.chars, 0.0
-            self.run.append_metrics({key: value for key, value in asdict(report).items() if key != "progress"})
+            self.run.append_metrics(report.line())
             self.good = self.capture()
         self.reporter.step(report)
 
     def evaluate(self) -> None:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
-        metrics = evaluate(self.task, shown, "val").as_metrics("val_") if self.has_val else {}
+        metrics = measure(self.task, shown, "val").as_metrics("val_") if self.has_val else {}
         sample = self.task.preview(shown, seeded(torch.device("cpu"), self.config.seed, counters.step))
         # Without a val split there is nothing to choose by: the last is the best.
-        is_best = not self.has_val or metrics[VALUE] < counters.best.get(VALUE, math.inf)
+        loss = self._loss_of(metrics)
+        is_best = not self.has_val or loss < self._loss_of(counters.best)
         with self.interrupt.held():
             if is_best and not self.run.state.exists():  # --resume refuses a run that has a model and nothing to go on from
                 save_state(self.run.state, self.capture())
             counters.evaluated, counters.last = counters.step, metrics
             counters.stale = 0 if is_best else counters.stale + 1
             if self.has_val:
-                self.schedule.observe(metrics[VALUE])
+                self.schedule.observe(loss)
             if is_best:
                 save_model(self.run.best, shown, self.config, self.task.vocabulary, counters.step, metrics, self.task.labels)
                 counters.best, counters.best_step, counters.retreats = metrics, counters.step, 0
             if metrics:
                 where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
                 self.run.append_metrics(where | {"chars": counters.chars} | metrics)
-            value = f", {metrics[VALUE]:.4f} nats per character" if metrics else ""
-            self.run.append_sample(f"step {counters.step}{value}", sample)
+            self.run.append_sample(f"step {counters.step}{self._told(metrics)}", sample)
             self.good = self.capture()
         self.reporter.evaluated(metrics, sample, is_best)
+
+    def _loss_of(self, metrics: dict[str, float]) -> float:
+        """What chooses the best model, as a number of which less is better; infinite where nothing was measured."""
+        name, less = self.best_by
+        value = metrics.get(f"val_{name}")
+        return math.inf if value is None else value if less else -value
+
+    def _told(self, metrics: dict[str, float]) -> str:
+        if not metrics:
+            return ""
+        unit, name = self.task.unit, self.best_by[0]
+        nats = f", {metrics[f'val_nats_per_{unit}']:.4f} nats per {'character' if unit == 'char' else unit}"
+        return nats if name == f"nats_per_{unit}" else f"{nats}, {name} {metrics[f'val_{name}']:.4f}"
 
     def save(self) -> None:
         """Write what the run can be resumed from: last.state.pt alone is enough, so a crash between the two files harms nothing."""
@@ -415,7 +440,7 @@ class Trainer:
             self.shards.reseed(self.counters.step)
             self.reporter.note(f"resumed {change}: dropout draws anew, so the run is no longer the same to the bit")
         self.shards.load_carried(state["carried"])
-        self.windows = self.task.batches("train", first=self.counters.window)
+        self.windows = self.task.batches("train", epoch=self.counters.epoch, first=self.counters.window)
         self.since_report = Tally.of(state["since_report"], self.device)
         self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
@@ -429,7 +454,7 @@ class Trainer:
         Raises UserError where the text is no longer the one it was saved from, and CheckpointError where it is no state of this run.
         """
         try:
-            state = believe(state)
+            state = believe(state, {f"val_{name}" for name in (self.best_by[0], *Tally.costs(self.task.unit))})
         except ValueError as error:
             raise unfit_state(self.run.state, str(error)) from None
         if state["text"] != _fingerprint(self.task):
@@ -461,7 +486,8 @@ class Trainer:
 
     def begin_with(self, loaded: Loaded) -> None:
         """Start from the weights of another model, for which `prepare` has made the configuration."""
-        weights = finetuning.widen(loaded, self.task.vocabulary)
+        head = finetuning.keeps_head(loaded, self.config, self.task.labels)
+        weights = dict(self.model.named_parameters()) | finetuning.widen(loaded, self.task.vocabulary, head=head)
         copy_weights(weights, self.model)
         if self.average:
             copy_weights(weights, self.average.model)
@@ -505,14 +531,28 @@ class Trainer:
         window = next(self.windows, None)
         if window is None:
             counters.epoch, counters.window = counters.epoch + 1, 0
-            self.windows = self.task.batches("train")
+            self.windows = self.task.batches("train", epoch=counters.epoch)
             window = next(self.windows)
         counters.window += 1
         return window
 
     def _outcome(self, status: Status) -> Outcome:
         counters = self.counters
-        return Outcome(counters.best, counters.best_step, counters.last, counters.step, counters.seconds, self.run.path, status)
+        return Outcome(
+            counters.best, counters.best_step, counters.last, counters.step, counters.seconds, self.run.path, status,
+            self.config.task, self.best_by,
+        )  # fmt: skip
+
+
+def _best_by(task: Task, model: nn.Module | None) -> tuple[str, bool]:
+    """What chooses the best model. Raises UserError where train.best_by names what the val split is not measured by; None: nothing is."""
+    name, less = chosen_by(task)
+    if task.config.train.best_by is not None and model is not None:
+        known = metrics_of(task, model, "val")
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(f"train.best_by {name!r}: the val split is not measured by that; expected one of {', '.join(known)}{hint}")
+    return name, less
 
 
 def _sizes(state: State) -> list[list[torch.Size]]:

@@ -43,11 +43,12 @@ LEFT = {
     "scoring": "data sampling evaluation metrics tasks",
     "generation": "data sampling constraints",
     "search": "data sampling constraints",
+    "filling": "data sampling",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "config metrics device ops models data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "fetching inspecting verse search",
+    "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
+    "filling fetching inspecting verse search",
     "__main__": "cli",
 }
 

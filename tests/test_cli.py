@@ -86,6 +86,21 @@ def model(config: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A model that reads from both sides and answers with labels, untrained."""
+    from charrnn.checkpoint import save_model
+    from charrnn.data.vocabulary import Vocabulary
+    from charrnn.models.char_rnn import CharRNN
+
+    settings = {"embedding_size": 4, "hidden_size": 8, "bidirectional": True, "num_layers": 2}
+    config = build_config({"task": "classify", "data": {"path": "reviews.tsv"}, "model": settings, "train": {"max_steps": 1}}, "test")
+    vocabulary = Vocabulary(("unknown", "end"), "abc")
+    path = tmp_path / "classifier.safetensors"
+    save_model(path, CharRNN(config.model, len(vocabulary), 2), config, vocabulary, 7, {"val_accuracy": 0.5}, ["坏", "good"])
+    return path
+
+
 def run_away(model: Path) -> None:
     """Make the answers of a model file not finite."""
     import torch
@@ -210,6 +225,15 @@ class TestModelMistakes:
     def test_foreign(self, run: Run, model: Path) -> None:
         model.write_bytes(b"x" * 1000)
         assert_mistake(run("info", model), "model.safetensors")
+
+    @pytest.mark.parametrize("command", ["sample", "score"])
+    def test_a_model_of_another_task(self, run: Run, classifier: Path, command: str) -> None:
+        said = run(command, *(["-", "--model"] if command == "score" else []), classifier)
+        assert_mistake(said, f"{classifier}: a model of task classify; charrnn {command} needs one of task lm; use charrnn classify\n")
+
+    def test_the_task_of_a_model_stays(self, run: Run, model: Path) -> None:
+        said = run("eval", model, "--set", "task=fill", "--set", "train.tbptt_window=128")
+        assert_mistake(said, f"{model}: a model of task lm; --set task=fill cannot change that; leave it out\n")
 
     @pytest.mark.parametrize("name, why", [("x" * 300, "File name too long"), ("~nobodyx/y", "there is no such home directory")])
     def test_a_name_that_no_file_can_have(self, run: Run, config: Path, name: str, why: str) -> None:
@@ -576,6 +600,13 @@ def test_info(run: Run, model: Path) -> None:
     assert all(part in said.out for part in ("lstm", "parameters", "vocabulary", "step        7", "val_nats_per_char", "hidden_size: 8"))
 
 
+def test_info_tells_what_both_directions_cost_and_the_labels(run: Run, classifier: Path) -> None:
+    said = run("info", classifier)
+    assert said.code == 0 and "task        classify\n" in said.out and 'labels      2: "坏", "good"\n' in said.out
+    layers = [4 * 8 * (inputs + 8 + 2) for inputs in (4, 16)]  # of an LSTM in one direction: four gates, two biases
+    assert f"directions  2: outputs 2 × 8 = 16 wide, recurrent parameters 2 × {sum(layers):,} = {2 * sum(layers):,}\n" in said.out
+
+
 def test_backends_lists_every_cell_and_backend(run: Run) -> None:
     said = run("backends")
     assert said.code == 0
@@ -631,7 +662,8 @@ class TestTerminal:
     def report(self, step: int) -> Any:
         from charrnn.training import StepReport
 
-        return StepReport(step, 0.5, 60.0, 9, 1.38, 1.9940, 3.9, 0.6, 0.8312, 2e-3, 84210.4, step / 20000)
+        metrics = {"nats_per_char": 1.38, "bits_per_char": 1.9940, "perplexity": 3.9, "accuracy": 0.6}
+        return StepReport(step, 0.5, 60.0, 9, metrics, 0.8312, 2e-3, 84210.4, step / 20000)
 
     def test_a_line_comes_after_some_seconds(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
         terminal.step(self.report(1100))

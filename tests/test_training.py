@@ -373,11 +373,11 @@ def test_early_stopping(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     values = iter([2.0, 1.5, 1.6, 1.5, 1.4])
     plain = evaluation.evaluate
 
-    def evaluate(*args: Any) -> Any:
+    def measure(*args: Any) -> Any:
         found = plain(*args)
         return dataclasses.replace(found, nats=found.count * next(values))
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(training, "measure", measure)
     outcome = train(settings(max_steps=100, patience=2), reporter=listener)
     assert (outcome.status, outcome.steps, outcome.best_step) == ("early_stopped", 20, 10)
     assert [is_best for _, _, is_best in listener.evaluations] == [True, True, False, False]
@@ -671,7 +671,7 @@ def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict
     for count in (1, 2, 3):
         model = task.model().train()
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        with Shards(task, model, 8, count, precision=torch.float32, label_smoothing=0.1, scaler=scaler, seed=1) as shards:
+        with Shards(task, model, count, precision=torch.float32, label_smoothing=0.1, scaler=scaler, seed=1) as shards:
             assert torch.get_num_threads() == (1 if count > 1 else 2)
             first, _ = shards.gradients(windows[:2])
             second, tally = shards.gradients(windows[2:])
@@ -690,7 +690,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -
     model = task.model().train()
     windows = [batch for batch, _ in zip(task.batches("train"), range(2))]
     with Shards(
-        task, model, 8, 1, precision=torch.float32, label_smoothing=0.0, scaler=torch.amp.GradScaler("cpu", enabled=False), seed=1
+        task, model, 1, precision=torch.float32, label_smoothing=0.0, scaler=torch.amp.GradScaler("cpu", enabled=False), seed=1
     ) as shards:
         gradients, tally = shards.gradients(windows)
     state, total = None, torch.zeros(())
@@ -706,7 +706,7 @@ def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
     """The two biases have the same gradient; what is clipped in place would be clipped twice."""
     task = load_task(settings())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    with Shards(task, task.model(), 8, 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
+    with Shards(task, task.model(), 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
         gradients, _ = shards.gradients([next(task.batches("train"))])
     assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
 
@@ -884,7 +884,7 @@ def test_no_weights_are_taken_before_their_loss_is_looked_at(
             assert all(weight.isfinite().all() for weight in load_model(run.path / name).weights.values())
     state = load_state(run.state)
     assert all(weight.isfinite().all() for weight in state["model"].values())
-    assert all(math.isfinite(report.nats_per_char) for report in listener.steps)
+    assert all(math.isfinite(report.metrics["nats_per_char"]) for report in listener.steps)
     assert state["counters"]["step"] == (0 if before == "interrupt" else 10)
 
 
@@ -955,11 +955,11 @@ def test_a_signal_that_the_parent_had_ignored_stays_ignored(settings: Settings, 
 def test_values_that_are_not_finite_are_no_best(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = evaluation.evaluate
 
-    def evaluate(*args: Any) -> Any:
+    def measure(*args: Any) -> Any:
         found = plain(*args)
         return dataclasses.replace(found, nats=found.nats * math.nan)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(training, "measure", measure)
     outcome = train(settings(patience=2), reporter=Listener())
     assert (outcome.status, outcome.steps, outcome.best, outcome.best_step) == ("early_stopped", 10, {}, 0)
     assert math.isnan(outcome.last["val_nats_per_char"])

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import data, evaluating, info, sample, train
+from charrnn.cli import data, evaluating, fill, info, sample, train
 from charrnn.errors import UserError
 
 # What a command can do with less memory.
@@ -22,6 +22,7 @@ LESS_MEMORY = {
     "sample": "lower --num-samples, --best-of or --beam-width, shorten the prime, or set --device cpu",
     "eval": "set --device cpu, or end other programs",
     "score": "set --device cpu, or end other programs",
+    "fill": "lower --top, or set --device cpu",
 }
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.command()(train.train)
 app.command()(sample.sample)
 app.command("eval")(evaluating.evaluate)
 app.command()(evaluating.score)
+app.command()(fill.fill)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from charrnn.checkpoint import Loaded
     from charrnn.config import Config, DataConfig
-    from charrnn.data.corpus import Corpus
     from charrnn.data.files import Source
     from charrnn.data.formats import Reading
+    from charrnn.tasks.task import Task
 
 Model = Annotated[str | None, typer.Argument(help="a run directory or a .safetensors file; left out, the newest run", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
@@ -55,10 +55,18 @@ def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     return config
 
 
-def corpus_of(loaded: Loaded, config: Config) -> Corpus:
-    """The text that a model was trained on. Raises DataError where it is not there, or is another one."""
-    from charrnn.data.corpus import load_corpus
+def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
+    """What a model was trained to do, with the text it learned from, or with a file of a person's own, all of it in split `test`.
 
+    Raises DataError where the text is not there, or is another one. What there is to say of a person's own is said.
+    """
+    from charrnn.tasks import TASKS, load_task
+
+    if file:
+        task = TASKS[config.task].of_file(config, loaded.vocabulary, loaded.labels, file)
+        for note in task.corpus.notes:
+            warn(note)
+        return task
     remedy = "give a text with --file, or say where the text is now: --set data.path=…"
     try:
         with progress_bar("B", None) as bar:
@@ -66,17 +74,29 @@ def corpus_of(loaded: Loaded, config: Config) -> Corpus:
             def encoding(done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
-            corpus = load_corpus(config.data, config.seed, encoding)
+            task = load_task(config, encoding)
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from None
-    if corpus.vocabulary != loaded.vocabulary:
-        raise DataError(f"{loaded.path}: {source_of(config)} is not the text it was trained on, for its characters are others; {remedy}")
-    return corpus
+    for what, same in (("characters", task.vocabulary == loaded.vocabulary), ("labels", task.labels == loaded.labels)):
+        if not same:
+            raise DataError(f"{loaded.path}: {source_of(config)} is not the text it was trained on, for its {what} are others; {remedy}")
+    return task
 
 
 def source_of(config: Config) -> str:
+    """The text that is learned from."""
     path = config.data.path
-    return config.data.source if path is None else printable(path if isinstance(path, str) else ", ".join(path))
+    return config.data.source if path is None else _listed(path)
+
+
+def split_of(config: Config, split: str) -> str:
+    """A split, and where it lies."""
+    own = {"val": config.data.val_path, "test": config.data.test_path}.get(split)
+    return f"the {split} split of {source_of(config)}" if own is None else f"the {split} split, {_listed(own)}"
+
+
+def _listed(path: str | list[str]) -> str:
+    return printable(path if isinstance(path, str) else ", ".join(path))
 
 
 def reading_of(loaded: Loaded, data: DataConfig, text: Path | Source, documents: str | None = None) -> Reading:

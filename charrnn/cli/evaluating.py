@@ -7,15 +7,19 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from charrnn.cli.arguments import Device, Model, Overrides, config_of, corpus_of, load, reading_of, source_of
+from charrnn.cli.arguments import Device, Model, Overrides, config_of, load, reading_of, split_of, task_of
 from charrnn.cli.output import progress_bar, warn
-from charrnn.errors import DataError, counted, printable
+from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from charrnn.checkpoint import Loaded
+    from charrnn.config import Config
     from charrnn.data.files import Source
     from charrnn.data.formats import Reading
     from charrnn.evaluation import Window
@@ -31,27 +35,39 @@ def evaluate(
     device: Device = "auto",
     set_: Overrides = None,
 ) -> None:
-    """Measure how well a model predicts a text."""
+    """Measure how well a model predicts a text, or the labels of texts."""
+    loaded, network = load(model, device)
+    config = config_of(loaded, set_)
+    if config.is_windowed:
+        _evaluate_stream(loaded, network, config, split, file, per_char, as_json)
+        return
+    if per_char:
+        fact = f"a model of task {config.task}, which does not predict each character from those before it"
+        raise UserError(f"{loaded.path}: {fact}; expected one of task lm for --per-char; leave --per-char out")
+    _evaluate_examples(loaded, network, config, split, file, as_json)
+
+
+def _evaluate_stream(
+    loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, per_char: bool, as_json: bool
+) -> None:
+    """Of a model that reads on and on: from the first character to the last with one state."""
     from charrnn import evaluation
     from charrnn.metrics import sayable
 
-    loaded, network = load(model, device)
-    config = config_of(loaded, set_)
     if file:
         stream = evaluation.documents_stream(loaded.vocabulary, reading_of(loaded, config.data, file).pieces())
         total, what = None, str(file)
     else:
-        corpus = corpus_of(loaded, config)
+        corpus = task_of(loaded, config).corpus
         stream = evaluation.split_stream(corpus, split)
-        total, what = len(corpus.split(split)), f"the {split} split of {source_of(config)}"
+        total, what = len(corpus.split(split)), split_of(config, split)
     if per_char:
         _print_surprisal(evaluation.per_char(network, loaded.vocabulary, stream), as_json)
         return
     found = evaluation.evaluate_stream(network, loaded.vocabulary, _watched(stream, total))
     figures = found.as_metrics()
     if as_json:
-        asked = {"file": str(file)} if file else {"split": split}
-        typer.echo(json.dumps(sayable({"model": str(loaded.path), **asked, "step": loaded.step, **figures})))
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | figures)))
         return
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
     typer.echo(
@@ -60,6 +76,34 @@ def evaluate(
     )
     if file or found.unknown:
         typer.echo(f"{figures['unknown_share']:.2%} of the characters are unknown to the model and not scored")
+
+
+def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, as_json: bool) -> None:
+    """Of a model that reads examples, each from a fresh start: the figures of its task."""
+    from charrnn.evaluation import measure
+    from charrnn.metrics import sayable
+    from charrnn.tasks.task import Described
+
+    task = task_of(loaded, config, file)
+    found = measure(task, network, "test" if file else split)
+    count, figures = int(found.count), found.as_metrics()
+    if as_json:
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | figures), ensure_ascii=False))
+        return
+    what = str(file) if file else split_of(config, split)
+    typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
+    for name, value in figures.items():
+        typer.echo(f"{name:<24} {value:.6g}")
+    if isinstance(found, Described):
+        typer.echo(found.describe())
+    if file:
+        share = task.corpus.unknown / max(1, len(task.corpus.ids))
+        typer.echo(f"{share:.2%} of the characters are unknown to the model, and were read as unknown")
+
+
+def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:
+    """What the figures are of, for --json."""
+    return {"model": str(loaded.path), **({"file": str(file)} if file else {"split": split}), "step": loaded.step}
 
 
 def _watched(stream: Iterator[Window], total: int | None) -> Iterator[Window]:

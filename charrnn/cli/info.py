@@ -13,22 +13,32 @@ from charrnn.errors import printable
 def info(model: Model = None) -> None:
     """Show what is in a checkpoint."""
     from charrnn.checkpoint import build_model, find_model, load_model
-    from charrnn.models.char_rnn import count_parameters
+    from charrnn.models.char_rnn import count_parameters, recurrent_sizes
 
     loaded = load_model(find_model(model))
-    shape, characters = loaded.config.model, loaded.vocabulary.characters
-    shown = characters if len(characters) <= 120 else characters[:120] + "…"
+    network, shape = build_model(loaded), loaded.config.model
     typer.echo(f"file        {loaded.path} ({loaded.path.stat().st_size:,} bytes)")
     typer.echo(f"task        {loaded.config.task}")
     typer.echo(f"model       {shape.cell}, {shape.num_layers} × {shape.hidden_size}, embedding {shape.embedding_size}")
-    typer.echo(f"parameters  {count_parameters(build_model(loaded)):,}")
-    symbols = ", ".join(loaded.vocabulary.symbols)
-    typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {printable(json.dumps(shown, ensure_ascii=False))}")
+    typer.echo(f"parameters  {count_parameters(network):,}")
+    if shape.bidirectional:
+        wide, forward, reverse = recurrent_sizes(network)  # both directions are of one size
+        recurrent = f"2 × {forward:,} = {forward + reverse:,}"
+        typer.echo(f"directions  2: outputs 2 × {shape.hidden_size:,} = {wide:,} wide, recurrent parameters {recurrent}")
+    symbols, characters = ", ".join(loaded.vocabulary.symbols), loaded.vocabulary.characters
+    typer.echo(f"vocabulary  {len(characters):,} characters and {symbols}: {_begun(characters)}")
+    if loaded.labels:
+        typer.echo(f"labels      {len(loaded.labels):,}: {', '.join(map(_begun, loaded.labels))}")
     typer.echo(f"step        {loaded.step:,}")
     for name, value in loaded.metrics.items():
         typer.echo(f"{name:<24} {value:.6g}")
     typer.echo("config")
     typer.echo("\n".join("  " + line for line in loaded.config.to_yaml().splitlines()))
+
+
+def _begun(text: str) -> str:
+    """A text in quotes, its beginning where it is long."""
+    return printable(json.dumps(text if len(text) <= 120 else text[:120] + "…", ensure_ascii=False))
 
 
 def backends() -> None:

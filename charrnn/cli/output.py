@@ -53,3 +53,18 @@ def write(path: Path, pieces: Iterable[str]) -> None:
         raise UserError(f"--out {error}") from None
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+
+
+def figures(metrics: dict[str, float], prefix: str = "", added: int = 3) -> str:
+    """What a person is told of an evaluation: costs, accuracy, and of what the task adds the first so many."""
+    told: list[str] = []
+    for key, value in metrics.items():
+        name, per, unit = key.removeprefix(prefix).partition("_per_")
+        if per:
+            told.append(f"{value:.4f} {name}/{unit}")
+        elif name == "accuracy":
+            told.append(f"accuracy {value:.1%}")
+        elif name != "perplexity" and added > 0:
+            told.append(f"{name} {value:.4f}")
+            added -= 1
+    return ", ".join(told)

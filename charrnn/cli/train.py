@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from charrnn.cli.arguments import Overrides
-from charrnn.cli.output import warn
+from charrnn.cli.arguments import OWN_TEXT, Overrides
+from charrnn.cli.output import figures, warn
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -55,7 +55,7 @@ def train(
 
 def _print_plan(plan: Plan) -> None:
     typer.echo(plan.summary())
-    typer.echo(f"{plan.steps_per_epoch:,} windows in one pass, {plan.shards} shards")
+    typer.echo(f"{plan.steps_per_epoch:,} {plan.batches} in one pass, {plan.shards} shards")
     for note in plan.notes:
         typer.echo(note)
     for warning in plan.warnings:
@@ -108,9 +108,12 @@ class Terminal:
         return f"step {step}/{steps}" if steps else f"step {step}{share}"
 
     def step(self, report: StepReport) -> None:
+        from charrnn.metrics import cost
+
         self._reported = True
+        value, unit = cost(report.metrics)
         line = (
-            f"{self._where(report.step, report.progress)}  {report.bits_per_char:.3f} bits/char{self._val}  grad {report.grad_norm:.2f}  "
+            f"{self._where(report.step, report.progress)}  {value:.3f} {unit}{self._val}  grad {report.grad_norm:.2f}  "
             f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
         )
         if self._live:
@@ -120,10 +123,11 @@ class Terminal:
 
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None:
         if metrics:
-            nats, bits = metrics["val_nats_per_char"], metrics["val_bits_per_char"]
-            self._val = f" (val {bits:.3f})"
+            from charrnn.metrics import cost
+
+            self._val = f" (val {cost(metrics, 'val_')[0]:.3f})"
             best = ", the best so far" if is_best else ""
-            self._say(f"val {nats:.4f} nats/char, {bits:.4f} bits/char, accuracy {metrics['val_accuracy']:.1%}{best}")
+            self._say(f"val {figures(metrics, 'val_')}{best}")
         self._say("\n".join("    " + line for line in sample.strip("\n").split("\n")))
 
     def done(self, outcome: Outcome) -> None:
@@ -163,6 +167,8 @@ class Terminal:
 
 def summary(outcome: Outcome) -> str:
     """The one sentence at the end of a run."""
+    from charrnn.metrics import cost
+
     run = shlex.quote(str(outcome.run))
     resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"
     since_best = outcome.steps - outcome.best_step
@@ -174,13 +180,20 @@ def summary(outcome: Outcome) -> str:
         "terminated": f"Terminated and saved at step {outcome.steps:,}; {resume}",
         "diverged": f"Gave up at step {outcome.steps:,}: the loss keeps running away",
     }[outcome.status]
+    command = OWN_TEXT.get(outcome.task, outcome.task)
+    use = f"{'to let it write' if command == 'sample' else 'to use it'}: charrnn {command} {run}"
     if not outcome.best:
         found = "no value on the val split was finite" if outcome.last else "no value was measured on a val split"
-        return f"{ending}; {found}; to let it write: charrnn sample {run}"
-    best, last = outcome.best["val_nats_per_char"], outcome.last.get("val_nats_per_char", math.nan)
-    value = f"best val {best:.4f} nats/char ({outcome.best['val_bits_per_char']:.4f} bits/char) at step {outcome.best_step:,}"
+        return f"{ending}; {found}; {use}"
+    name, less = outcome.best_by
+    best, last = outcome.best[f"val_{name}"], outcome.last.get(f"val_{name}", math.nan)
+    bits, unit = cost(outcome.best, "val_")
+    told = f"{best:.4f} {name.replace('_per_', '/')}" if "_per_" in name else f"{name} {best:.4f}"
+    also = f" ({bits:.4f} {unit})" if unit.startswith("bits") and name != unit.replace("/", "_per_") else ""
+    value = f"best val {told}{also} at step {outcome.best_step:,}"
     if not math.isfinite(last):
         since = "the last value is not finite"
     else:
-        since = f"it has overfitted since ({last:.4f} at the end)" if last > OVERFITS * best else "it has not overfitted since"
-    return f"{ending}; {value}, and {since}; to let it write: charrnn sample {run}"
+        overfitted = last > OVERFITS * best if less else last * OVERFITS < best
+        since = f"it has overfitted since ({last:.4f} at the end)" if overfitted else "it has not overfitted since"
+    return f"{ending}; {value}, and {since}; {use}"

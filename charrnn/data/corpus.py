@@ -30,7 +30,7 @@ from charrnn.data.decoding import AUTO, read_text
 from charrnn.data.files import Source, find_files, kind, sources
 from charrnn.data.formats import Reading, read_file
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
-from charrnn.errors import DataError, UserError
+from charrnn.errors import DataError, UserError, did_you_mean
 from charrnn.lock import locked
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +65,9 @@ class Corpus:
     mapped: mmap.mmap | None  # what holds `ids`; None where they are in memory
 
     def split(self, name: str) -> Ids:
+        """Raises UserError where there is no such split."""
+        if name not in SPLITS:
+            raise UserError(f"split {name!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(name, SPLITS)}")
         start, stop = self.ranges[name]
         return self.ids[start:stop]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Progress
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.metrics import Tally
+from charrnn.metrics import Tally, less_is_better
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,10 +24,22 @@ State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H); 
 class Scores(Protocol):
     """What an evaluation counts: sums, which add up over batches, and one division at the edge."""
 
+    @property
+    def count(self) -> Tensor:
+        """How many of the task's units were counted, a scalar."""
+
     def __add__(self, other: Self) -> Self: ...
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         """The keys of metrics.jsonl and of `--json`, each after `prefix`. Raises ValueError where nothing was counted."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Scores with more to show than figures."""
+
+    def describe(self) -> str:
+        """Tables for a person, below the figures: what each label reached, what was taken for what."""
 
 
 class Task(Protocol):
@@ -87,6 +99,12 @@ class TaskKind(Protocol):
 
     def of_file(self, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Task:
         """With another file, all of it in split `test`, as a model of that vocabulary and those labels reads it."""
+
+
+def chosen_by(task: Task) -> tuple[str, bool]:
+    """The metric that chooses the best model, without `val_`, and whether less of it is better: what train.best_by names, or the task."""
+    named = task.config.train.best_by
+    return task.best_by if named is None else (named, less_is_better(named))
 
 
 def carry(state: State | None, batch: Batch) -> State | None:

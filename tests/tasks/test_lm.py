@@ -51,7 +51,7 @@ def targets_of(streams: EvaluationStreams, window: int) -> list[int]:
 
 
 def test_the_table_names_what_it_builds(tmp_path: Path) -> None:
-    assert dict(TASKS) == {"lm": LanguageModel}
+    assert TASKS["lm"] is LanguageModel
     built = task(tmp_path)
     assert isinstance(built, LanguageModel) and len(built.vocabulary) == len(set(LINES)) + 1
 
