@@ -16,6 +16,7 @@ LEFT = {
     "errors": "",
     "config": "",
     "metrics": "",
+    "plots": "metrics",
     "device": "config",
     "interrupt": "",
     "lock": "",
@@ -41,6 +42,7 @@ LEFT = {
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
+    "classifying": "data metrics tasks",
     "generation": "data sampling constraints",
     "search": "data sampling constraints",
     "filling": "data sampling",
@@ -48,7 +50,7 @@ LEFT = {
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling fetching inspecting verse search",
+    "filling classifying plots fetching inspecting verse search",
     "__main__": "cli",
 }
 

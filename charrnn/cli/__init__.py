@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import data, evaluating, fill, info, sample, train
+from charrnn.cli import classify, data, evaluating, fill, info, sample, train
 from charrnn.errors import UserError
 
 # What a command can do with less memory.
@@ -23,6 +23,7 @@ LESS_MEMORY = {
     "eval": "set --device cpu, or end other programs",
     "score": "set --device cpu, or end other programs",
     "fill": "lower --top, or set --device cpu",
+    "classify": "set --device cpu, or end other programs",
 }
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app.command()(sample.sample)
 app.command("eval")(evaluating.evaluate)
 app.command()(evaluating.score)
 app.command()(fill.fill)
+app.command()(classify.classify)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")

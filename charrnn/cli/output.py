@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -30,29 +31,48 @@ def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:
     return tqdm(total=total, unit=unit, unit_scale=True, delay=SILENCE_SECONDS, leave=False, disable=not sys.stderr.isatty())
 
 
-def expect_place(path: Path) -> None:
+def expect_place(path: Path, flag: str = "--out") -> None:
     """Raises UserError where no file can be."""
     try:
         if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"--out {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")
+            raise UserError(f"{flag} {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+        raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
 
 
 def write(path: Path, pieces: Iterable[str]) -> None:
     """Write when the whole text is there: what fails before leaves an older file as it was."""
+    write_bytes(path, "".join(pieces).encode())
+
+
+def write_bytes(path: Path, content: bytes, flag: str = "--out") -> None:
     from charrnn.checkpoint import WriteError, write_atomically
 
     try:
-        text = "".join(pieces)
         if path.exists() and not path.is_file():  # a pipe or a terminal is written to, not replaced
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
         else:
-            write_atomically(path.resolve(), text.encode(), f"free some space, or {ANOTHER_PLACE}")  # resolved: a link stays one
+            write_atomically(path.resolve(), content, f"free some space, or {ANOTHER_PLACE}")  # resolved: a link stays one
     except WriteError as error:
-        raise UserError(f"--out {error}") from None
+        raise UserError(f"{flag} {error}") from None
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+        raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows a text: Chinese, Japanese and Korean characters take two columns, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: its first column to the left, the others to the right."""
+    widths = [max(map(columns, column)) for column in zip(*rows)]
+    return ["  ".join(_filled(cell, width, i > 0) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+
+
+def _filled(cell: str, width: int, right: bool) -> str:
+    space = " " * (width - columns(cell))
+    return space + cell if right else cell + space
 
 
 def figures(metrics: dict[str, float], prefix: str = "", added: int = 3) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, groupby
@@ -76,6 +76,19 @@ def lines(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator
             else:
                 yield Example(converter(line) if converter else line, None, name, at)
     notes += reading.notes()
+
+
+def typed(config: DataConfig, texts: Sequence[str], source: str) -> Iterator[Example | DataError]:
+    """Texts that a person typed, none of them labelled; `source` is what names them."""
+    converter = Converter(config.script) if config.script else None
+    for at, text in enumerate(texts, start=1):
+        place = f"{source} {at}"
+        if broken := halves(text):
+            yield half(place, broken)
+        elif not text.strip():
+            yield DataError(f"{place}: the text is empty; expected some to read")
+        else:
+            yield Example(converter(text) if converter else text, None, source, at)
 
 
 def sentences(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[Example | DataError]:
@@ -197,7 +210,7 @@ def load_labelled(config: DataConfig, seed: int, read: Read = texts) -> Labelled
     given: dict[str, list[Example]] = {}
     for split, path in (("val", config.val_path), ("test", config.test_path)):
         if path is not None:
-            named = sources(find_files(config.model_copy(update={"path": path})))
+            named = sources(find_files(config.model_copy(update={"path": path}), f"data.{split}_path"))
             given[split] = _all(read(config, named, notes))
             files = files + named
     found = _all(read(config, sources(find_files(config)), notes))
@@ -222,8 +235,12 @@ def load_labelled_file(config: DataConfig, path: Path, vocabulary: Vocabulary, l
 
 def own(config: DataConfig, files: list[Source]) -> DataConfig:
     """As the configuration reads its corpus, but without the filters, and in the format that the files' names show."""
-    is_named = all(source.suffix in NAMED_COLUMNS for source in files)
-    return config.model_copy(update={"filters": FiltersConfig()} | ({"format": "auto"} if is_named else {}))
+    return config.model_copy(update={"filters": FiltersConfig()} | ({"format": "auto"} if have_columns(files) else {}))
+
+
+def have_columns(files: Sequence[Source]) -> bool:
+    """Whether their names say that they have named columns."""
+    return all(source.suffix in NAMED_COLUMNS for source in files)
 
 
 def unknown_label(example: Example, label: str, labels: tuple[str, ...], character: int = 0) -> DataError:
@@ -250,8 +267,7 @@ def _labels(example: Example) -> tuple[str, ...]:
 
 def _split(found: list[Example], config: DataConfig, seed: int, name: str) -> dict[str, list[Example]]:
     """Shuffled by seed, as the documents of a corpus are."""
-    val, test = (math.ceil(len(found) * Fraction(str(fraction))) for fraction in (config.val_fraction, config.test_fraction))
-    val, test = 0 if config.val_path else val, 0 if config.test_path else test
+    val, test = (math.ceil(len(found) * Fraction(str(config.fractions[split]))) for split in ("val", "test"))
     train = len(found) - val - test
     if train < 1:
         remedy = "add texts, or lower data.val_fraction and data.test_fraction"

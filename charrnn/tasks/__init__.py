@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from charrnn.config import Config
 from charrnn.data.corpus import Progress
+from charrnn.tasks.classify import Classifier
 from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel
 from charrnn.tasks.tag import Tagging
 from charrnn.tasks.task import Task, TaskKind
 
-TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "tag": Tagging}
+TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier, "tag": Tagging}
 
 
 def load_task(config: Config, progress: Progress | None = None) -> Task:

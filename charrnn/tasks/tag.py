@@ -27,6 +27,7 @@ from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
 from charrnn.errors import ConfigError, DataError, UserError, counted, did_you_mean
 from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
+from charrnn.tables import aligned, named
 from charrnn.tagging import CHARS, Scheme, crf_of, decide, emissions, read
 from charrnn.tasks.task import State
 
@@ -58,15 +59,20 @@ class TagScores:
         pauses = self._pauses(self.confusion)
         return figures | _figures(f"{prefix}segmentation_", float(pauses.precision()), float(pauses.recall()), float(pauses.f1()))
 
-    def describe(self) -> list[str]:
-        """A table of what is counted apart, a line each."""
+    @property
+    def count(self) -> Tensor:
+        return self.tally.count
+
+    def describe(self) -> str:
+        """A table of what is counted apart."""
         rows = [(name, *row) for name, row in zip(self.names, _rows(self.spans))]
         if self.confusion is not None and len(self.names) > 1:
             rows.append(("any", *next(_rows(self._pauses(self.confusion)))))
         elif len(self.names) > 1:
             rows.append(("all", *next(_rows(self.spans.together()))))
-        head = f"{'label':<12}{'precision':>10}{'recall':>8}{'F1':>8}{'there':>10}{'answered':>10}"
-        return [head, *(f"{name:<12}{p:>10.4f}{r:>8.4f}{f:>8.4f}{true:>10,}{predicted:>10,}" for name, p, r, f, true, predicted in rows)]
+        head = ["label", "precision", "recall", "F1", "there", "answered"]
+        cells = ([named(name), f"{p:.1%}", f"{r:.1%}", f"{f:.1%}", f"{true:,}", f"{predicted:,}"] for name, p, r, f, true, predicted in rows)
+        return "\n".join(aligned([head, *cells]))
 
     @staticmethod
     def _pauses(confusion: Confusion) -> Spans:

@@ -36,7 +36,8 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 
 def content(labelled: Labelled, split: str = "train") -> list[tuple[str, Any]]:
     """What a split holds, as text and labels again."""
-    corpus, found = labelled.corpus, []
+    corpus = labelled.corpus
+    found: list[tuple[str, Any]] = []
     for start, end in labelled.documents(split):
         text = "".join(corpus.vocabulary.decode([i]) or "⁇" for i in corpus.ids[start:end].tolist())
         inside, last = labelled.targets[start:end].tolist(), int(labelled.targets[end])
@@ -195,12 +196,12 @@ def test_the_other_rows_are_read(tmp_path: Path) -> None:
     tsv = b"label\ttext\n1\tone\n1\n\ttwo\n0\t\n1\t\xed\xa0\xbd\n" + "0\t三\n".encode()
     jsonl = b'{"text": "one", "label": 1}\nno\n[1]\n{"text": "\\ud800"}\n{"text": 5}\n{"text": [1]}\n{"text": "six", "label": 0}\n'
     csv = 'label,text\n1,one\n1,a,b\n1,"a"b\n0,six\n'
-    expected = {
+    expected: dict[str, list[str]] = {
         "a.tsv": ["one", "line 3", "record 3 (line 4)", "record 4 (line 5)", "record 5 (line 6)", "三"],
         "a.jsonl": ["one", "line 2, column 1", "line 3", "record 4 (line 4)", "record 5 (line 5)", "record 6 (line 6)", "six"],
         "a.csv": ["one", "line 3", "line 4", "six"],
     }
-    for name, text in {"a.tsv": tsv, "a.jsonl": jsonl, "a.csv": csv}.items():
+    for name, text in (("a.tsv", tsv), ("a.jsonl", jsonl), ("a.csv", csv.encode())):
         path = written(tmp_path, name, text)
         found = list(texts(settings(path), sources([path]), []))
         assert [str(e).removeprefix(f"{path}: ").split(":")[0] if isinstance(e, DataError) else e.text for e in found] == expected[name]
