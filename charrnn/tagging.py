@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from charrnn.config import DataConfig
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Ids
+from charrnn.data.marks import Unmarked, restore, unmark
 from charrnn.data.padding import buckets, pad
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, margin_of, overlapping
 from charrnn.layers.crf import CRF
 from charrnn.sampling import evaluating
@@ -37,11 +40,35 @@ class Tagged:
     probabilities: Tensor  # (N, K): each label's at each character, given the whole text
 
 
+@dataclass(frozen=True)
+class Marked:
+    unmarked: Unmarked
+    closes: list[int]  # places in the text behind which a document closes; behind the last one the text may go on
+    tagged: Tagged
+
+    def written(self, marks: tuple[str, ...]) -> list[str]:
+        """Each document with its marks put in, all else as it was. `marks`: what is written for each label."""
+        return restore(self.unmarked, self.tagged.labels, marks, self.closes)
+
+
 def tag(model: nn.Module, ids: Ids, edges: Ids, length: int) -> Tagged:
     """The labels of documents that begin and end at `edges` (D + 1,), read in windows of at most `length` characters."""
     found = emissions(model, ids, edges, length)
     labels = decide(model, found, edges)
     return Tagged(labels, probabilities(model, found, labels, edges))
+
+
+def mark(model: nn.Module, vocabulary: Vocabulary, data: DataConfig, text: str) -> Marked:
+    """A text without its marks, and what a model that learned them would put there."""
+    closes = closes_of(text, data.documents or data.format) if vocabulary.end is not None else []
+    unmarked = unmark(text, closes, vocabulary, data.labels, data.marks)
+    return Marked(unmarked, closes, tag(model, unmarked.read.ids, unmarked.read.edges, data.example_length))
+
+
+def closes_of(text: str, documents: str) -> list[int]:
+    """The places in a text behind which a document closes: lines, what stands between blank lines, or all of it."""
+    ends = {"lines": r"\n", "blank_lines": r"\n[^\S\n]*\n\s*"}.get(documents)
+    return [match.end() for match in re.finditer(ends, text)] if ends else []
 
 
 @torch.inference_mode()

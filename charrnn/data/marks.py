@@ -11,6 +11,7 @@ Axes: N characters read, D documents.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,6 +50,7 @@ class Unmarked:
 
     read: Read
     points: Ids  # (characters of the text,) its code points
+    places: Ids  # (N,) int64: where in it each character stands; a space between words, where what parts them begins
     gaps: Ids  # (N,) int64: the place in it before which the mark of each character belongs; -1 for a space between words, which has none
     marks: Ids  # places in it of the marks that it has
 
@@ -75,7 +77,7 @@ def read_ids(ids: Ids, vocabulary: Vocabulary, kind: str, marks: str) -> Read:
     return _read(found, ids, vocabulary.id(" "), kind)
 
 
-def unmark(text: str, closes: list[int], vocabulary: Vocabulary, kind: str, marks: str) -> Unmarked:
+def unmark(text: str, closes: Sequence[int], vocabulary: Vocabulary, kind: str, marks: str) -> Unmarked:
     """A text as read_ids would find it encoded. `closes`: the places in it behind which a document closes."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     ids = vocabulary.table()[points]
@@ -90,11 +92,11 @@ def unmark(text: str, closes: list[int], vocabulary: Vocabulary, kind: str, mark
     gaps = _gaps(found, np.insert(points, ends, 0))
     before = np.concatenate([[0], np.cumsum(np.insert(np.zeros(len(points), dtype=np.int64), ends, 1))])  # ends before each place
     gaps = np.where(gaps < 0, -1, gaps - before[gaps])
-    return Unmarked(read, points, gaps, found.marked - before[found.marked])
+    return Unmarked(read, points, found.places - before[found.places], gaps, found.marked - before[found.marked])
 
 
-def restore(unmarked: Unmarked, labels: Ids, written: tuple[str, ...]) -> str:
-    """The text with the mark of each label put in. `labels` (N,); `written`: what is written for each label, "" for none.
+def restore(unmarked: Unmarked, labels: Ids, written: tuple[str, ...], closes: Sequence[int] = ()) -> list[str]:
+    """The text with the mark of each label put in, cut at `closes`. `labels` (N,); `written`: what is written for each label.
 
     Marks that the text had are taken out, all else stands where it stood. A mark goes where the text had one, else behind the
     character and what closes a bracket there.
@@ -107,7 +109,9 @@ def restore(unmarked: Unmarked, labels: Ids, written: tuple[str, ...]) -> str:
     keep[unmarked.marks] = False
     kept = np.concatenate([[0], np.cumsum(keep)])  # characters kept before each place
     points = np.insert(unmarked.points[keep], kept[places], values)
-    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    # What belongs behind the last character before a cut stands before it.
+    cuts = kept[list(closes)] + np.searchsorted(np.sort(places), list(closes), side="right") if closes else []
+    return [part.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for part in np.split(points, cuts)]
 
 
 @dataclass(frozen=True)

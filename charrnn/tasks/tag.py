@@ -71,7 +71,9 @@ class TagScores:
         elif len(self.names) > 1:
             rows.append(("all", *next(_rows(self.spans.together()))))
         head = ["label", "precision", "recall", "F1", "there", "answered"]
-        cells = ([named(name), f"{p:.1%}", f"{r:.1%}", f"{f:.1%}", f"{true:,}", f"{predicted:,}"] for name, p, r, f, true, predicted in rows)
+        cells = (
+            [named(name), f"{p:.1%}", f"{r:.1%}", f"{f:.1%}", f"{true:,}", f"{predicted:,}"] for name, p, r, f, true, predicted in rows
+        )
         return "\n".join(aligned([head, *cells]))
 
     @staticmethod

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charrnn.data.corpus import Ids
 from charrnn.data.marks import Unmarked, labels_of, read_ids, restore, unmark
 from charrnn.data.vocabulary import Vocabulary
 from tests.data.texts import corpus_of
@@ -29,6 +30,11 @@ ALL = vocabulary_of(ALPHABET)
 
 def unmarked(text: str, marks: str = MARKS, kind: str = "punctuation", vocabulary: Vocabulary = ALL) -> Unmarked:
     return unmark(text, [], vocabulary, kind, marks)
+
+
+def restored(found: Unmarked, labels: Ids, written: tuple[str, ...]) -> str:
+    (text,) = restore(found, labels, written)
+    return text
 
 
 def read(text: str, marks: str = MARKS, kind: str = "punctuation") -> str:
@@ -121,21 +127,21 @@ def test_reads_by_the_rules(text: str) -> None:
 @given(texts)
 def test_the_true_labels_give_the_text_back(text: str) -> None:
     found = unmarked(text)
-    assert restore(found, found.read.labels, ("", *MARKS)) == without_extra_marks(text)
+    assert restored(found, found.read.labels, ("", *MARKS)) == without_extra_marks(text)
 
 
 @given(st.lists(st.tuples(st.sampled_from("道可非常名"), st.sampled_from(["", *MARKS]), st.sampled_from(["", "\n", "\n\n　"]))))
 def test_marks_are_put_back_where_no_text_shows_them(parts: list[tuple[str, str, str]]) -> None:
     whole = "".join(c + mark + space for c, mark, space in parts)
     bare = unmarked("".join(c + space for c, _, space in parts))
-    assert restore(bare, unmarked(whole).read.labels, ("", *MARKS)) == whole
+    assert restored(bare, unmarked(whole).read.labels, ("", *MARKS)) == whole
 
 
 @given(st.text(alphabet="道可非常名 \n，。「」《》）—", max_size=40), st.data())
 def test_any_labels_are_read_again(text: str, data: st.DataObject) -> None:
     found = unmarked(text)
     labels = np.array([data.draw(st.integers(0, len(MARKS))) for _ in found.gaps], dtype=np.int64)
-    again = unmarked(restore(found, labels, ("", *MARKS))).read
+    again = unmarked(restored(found, labels, ("", *MARKS))).read
     assert again.ids.tolist() == found.read.ids.tolist() and again.labels.tolist() == labels.tolist()
 
 
@@ -176,12 +182,21 @@ def test_where_a_mark_goes(text: str, labels: dict[int, str], shown: str) -> Non
     given = np.zeros(len(found.gaps), dtype=np.int64)
     for place, mark in labels.items():
         given[place] = names.index(mark)
-    assert restore(found, given, ("", *names[1:])) == shown
+    assert restored(found, given, ("", *names[1:])) == shown
 
 
 def test_a_pause_is_written_as_any_text() -> None:
     found = unmarked("道可，道非常道", kind="segmentation")
-    assert restore(found, np.array([0, 0, 1, 0, 0, 1]), ("", " | ")) == "道可道 | 非常道 | "
+    assert restored(found, np.array([0, 0, 1, 0, 0, 1]), ("", " | ")) == "道可道 | 非常道 | "
+
+
+@given(st.lists(st.text(alphabet="道可非，。「」\n", max_size=8), min_size=1, max_size=4))
+def test_documents_come_back_one_by_one(documents: list[str]) -> None:
+    closes = np.cumsum([len(document) for document in documents]).tolist()
+    together = unmark("".join(documents), closes, ALL, "punctuation", MARKS)
+    parts = restore(together, together.read.labels, ("", *MARKS), closes[:-1])
+    assert parts == [restored(one, one.read.labels, ("", *MARKS)) for one in map(unmarked, documents)]
+    assert all(together.points[place] == ord("".join(documents)[place]) for place in together.places)
 
 
 def test_what_the_model_does_not_know_parts_no_words() -> None:
@@ -202,6 +217,6 @@ def test_two_million_characters_take_about_a_second() -> None:
     text = "道可道，非常道。名可名，非常名。\n\n無名天地之始；" * 90_000
     started = time.perf_counter()
     found = unmarked(text, vocabulary=vocabulary_of(text))
-    again = restore(found, found.read.labels, ("", *MARKS))
+    again = restored(found, found.read.labels, ("", *MARKS))
     assert again == text
     assert time.perf_counter() - started < 8  # a machine with other work on it; alone it is one
