@@ -37,7 +37,8 @@ OUTSIDE = "O"
 @dataclass(frozen=True)
 class Tagged:
     labels: Ids  # (N,) int64
-    probabilities: Tensor  # (N, K): each label's at each character, given the whole text
+    emissions: Tensor  # (N, K)
+    edges: Ids  # (D + 1,) of the documents
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,19 @@ class Marked:
         return restore(self.unmarked, self.tagged.labels, marks, self.closes)
 
 
-def tag(model: nn.Module, ids: Ids, edges: Ids, length: int) -> Tagged:
-    """The labels of documents that begin and end at `edges` (D + 1,), read in windows of at most `length` characters."""
-    found = emissions(model, ids, edges, length)
-    labels = decide(model, found, edges)
-    return Tagged(labels, probabilities(model, found, labels, edges))
+def tag(model: nn.Module, ids: Ids, edges: Ids, data: DataConfig, precision: torch.dtype = torch.float32) -> Tagged:
+    """The labels of documents that begin and end at `edges` (D + 1,), read in windows of at most `data.example_length` characters."""
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        found = emissions(model, ids, edges, data.example_length)
+    return Tagged(decide(model, found, edges, data.labels != "column"), found, edges)
 
 
-def mark(model: nn.Module, vocabulary: Vocabulary, data: DataConfig, text: str) -> Marked:
+def mark(model: nn.Module, vocabulary: Vocabulary, data: DataConfig, text: str, precision: torch.dtype = torch.float32) -> Marked:
     """A text without its marks, and what a model that learned them would put there."""
     closes = closes_of(text, data.documents or data.format) if vocabulary.end is not None else []
     unmarked = unmark(text, closes, vocabulary, data.labels, data.marks)
-    return Marked(unmarked, closes, tag(model, unmarked.read.ids, unmarked.read.edges, data.example_length))
+    return Marked(unmarked, closes, tag(model, unmarked.read.ids, unmarked.read.edges, data, precision))
 
 
 def closes_of(text: str, documents: str) -> list[int]:
@@ -105,12 +107,31 @@ def crf_of(model: nn.Module) -> CRF | None:
     return crf if isinstance(crf, CRF) else None
 
 
+def decision_of(model: nn.Module) -> Tensor | None:
+    return decision if isinstance(decision := getattr(model, "decision", None), Tensor) else None
+
+
+def choose(emissions: Tensor, decision: Tensor | None, marks: bool) -> Tensor:
+    """The label of each row, (N, K) -> (N,), where each is chosen alone. `decision` (K,) is added, or nothing where it is None.
+
+    Marks, labels 1 and further, are weighed together against label 0, that there is none: where it is certain that one belongs and not
+    which, the likeliest of them is put there, though none of them is likelier than none.
+    """
+    chosen = emissions if decision is None else emissions + decision
+    if not marks:
+        return chosen.argmax(-1)
+    against = chosen[:, 0]  # what is added to label 0 speaks against any mark
+    return torch.where(emissions[:, 1:].logsumexp(-1) > against, chosen[:, 1:].argmax(-1) + 1, 0)
+
+
 @torch.inference_mode()
-def decide(model: nn.Module, emissions: Tensor, edges: Ids) -> Ids:
-    """The labels of each character, (N,): the likeliest one, or with a CRF that of the likeliest sequence of its document."""
+def decide(model: nn.Module, emissions: Tensor, edges: Ids, marks: bool) -> Ids:
+    """The labels of each character, (N,), chosen one by one, or with a CRF as the likeliest sequence of its document."""
     crf = crf_of(model)
     if crf is None:
-        return np.asarray(emissions.argmax(-1).numpy()) if emissions.numel() else np.zeros(0, dtype=np.int64)
+        decision = decision_of(model)
+        chosen = choose(emissions, None if decision is None else decision.cpu(), marks) if emissions.numel() else emissions.new_zeros(0)
+        return np.asarray(chosen.numpy(), dtype=np.int64)
     labels = np.zeros(len(emissions), dtype=np.int64)
     lengths = np.diff(edges)
     for i in np.flatnonzero(lengths > CHUNK):
@@ -165,9 +186,9 @@ def viterbi(crf: CRF, emissions: Tensor, chunk: int = CHUNK) -> Tensor:
     return torch.cat([*parts, torch.tensor(met[-1:])])
 
 
-def probabilities(model: nn.Module, emissions: Tensor, labels: Ids, edges: Ids) -> Tensor:
-    """What each label has for it at each character, (N, K). `labels` (N,): any that the CRF gives a chance, such as those it decides."""
-    crf = crf_of(model)
+def probabilities(model: nn.Module, tagged: Tagged) -> Tensor:
+    """What each label has for it at each character, (N, K), given the whole text."""
+    crf, emissions, labels, edges = crf_of(model), tagged.emissions, tagged.labels, tagged.edges
     if crf is None:
         return emissions.softmax(-1) if emissions.numel() else emissions
     found = torch.zeros_like(emissions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from charrnn.cli.output import expect_place, progress_bar, warn, write
 from charrnn.errors import DataError, UserError, characters_listed, printable
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from charrnn.checkpoint import Loaded
@@ -28,6 +30,16 @@ MARK = "|"  # where a pause is, by default
 TOGETHER = 1 << 16  # characters of sentences that are read together
 
 
+@dataclass(frozen=True)
+class Asked:
+    loaded: Loaded
+    network: nn.Module
+    data: DataConfig
+    precision: torch.dtype
+    as_json: bool
+    mark: str  # what stands for a pause
+
+
 def tag(
     model: Model = None,
     source: Annotated[str | None, typer.Argument(metavar="[-]", help="-: the text from standard input", show_default=False)] = None,
@@ -37,9 +49,7 @@ def tag(
         str | None, typer.Option(help=f"of a model of pauses: what is written at each; {MARK} by default", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="write to a file")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="a JSON object for each document, with a label and its probability by character")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object for each document: labels and probabilities")] = False,
     device: Device = "auto",
     set_: Overrides = None,
 ) -> None:
@@ -59,13 +69,17 @@ def tag(
         raise UserError(f"{printable(str(source))}: expected - for standard input, or nothing; a file is named with --file")
     if out:
         expect_place(out)
+    from charrnn.device import resolve_precision
+
     loaded, network = load(model, device, "tag")
     data = config_of(loaded, set_).data
     if mark is not None and data.labels != "segmentation":
         raise UserError(f"--mark {mark!r}: is written by a model of labels: segmentation, and this one is of {data.labels}; leave it out")
     faults: list[DataError] = []
     answer = _sentences if data.labels == "column" else _marked
-    pieces = answer(loaded, network, data, _sources(text, file, faults), as_json, MARK if mark is None else mark, faults)
+    precision = resolve_precision(loaded.config.train.precision, next(network.parameters()).device)
+    asked = Asked(loaded, network, data, precision, as_json, MARK if mark is None else mark)
+    pieces = answer(asked, _sources(text, file, faults), faults)
     if out:
         write(out, pieces)
     else:
@@ -99,15 +113,14 @@ def _sources(texts: list[str] | None, files: list[str] | None, faults: list[Data
         yield from sources([path])
 
 
-def _marked(
-    loaded: Loaded, network: nn.Module, data: DataConfig, texts: Iterator[Source], as_json: bool, mark: str, faults: list[DataError]
-) -> Iterator[str]:
+def _marked(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -> Iterator[str]:
     """Texts with their marks put in."""
     from charrnn.data.formats import whole_text
     from charrnn.data.script import Converter
     from charrnn.tagging import mark as put_marks
 
-    written = ("", *([mark] if data.labels == "segmentation" else loaded.labels[1:]))
+    loaded, data = asked.loaded, asked.data
+    written = ("", *([asked.mark] if data.labels == "segmentation" else loaded.labels[1:]))
     for source in texts:
         try:
             text, broken = whole_text(source, data.encoding)
@@ -119,35 +132,35 @@ def _marked(
             if not broken:
                 faults.append(DataError(f"{source.name}: holds no text; expected some to tag"))
             continue
-        found = put_marks(network, loaded.vocabulary, data, Converter(data.script)(text) if data.script else text)
+        text = Converter(data.script)(text) if data.script else text
+        found = put_marks(asked.network, loaded.vocabulary, data, text, asked.precision)
         _warn_of_unknown(source.name, loaded, [chr(p) for p in found.unmarked.points[found.unmarked.places]])
         documents = found.written(written)
-        if not as_json:
+        if not asked.as_json:
             yield from documents
             if not documents[-1].endswith("\n") and source.content is not None:  # typed, and not a file that ends so
                 yield "\n"
             continue
-        shown = "".join(map(chr, found.unmarked.points[found.unmarked.places].tolist()))
-        spaces = found.unmarked.gaps < 0
-        read = "".join(" " if space else c for c, space in zip(shown, spaces))
+        shown, spaces = found.unmarked.points[found.unmarked.places].tolist(), (found.unmarked.gaps < 0).tolist()
+        read = "".join(" " if space else chr(point) for point, space in zip(shown, spaces))
+        labels = _said(asked, found.tagged)
         edges = found.unmarked.read.edges.tolist()
         line = 1
         for number, (document, begin, end) in enumerate(zip(documents, edges, edges[1:]), start=1):
             named = {"file": source.name, "document": number, "line": line, "text": document, "read": read[begin:end]}
             line += document.count("\n")
             if end > begin:
-                yield json.dumps(named | _said(found.tagged, loaded.labels, begin, end), ensure_ascii=False) + "\n"
+                yield json.dumps(named | labels(begin, end), ensure_ascii=False) + "\n"
 
 
-def _sentences(
-    loaded: Loaded, network: nn.Module, data: DataConfig, texts: Iterator[Source], as_json: bool, mark: str, faults: list[DataError]
-) -> Iterator[str]:
+def _sentences(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -> Iterator[str]:
     """CoNLL columns, a blank line behind each sentence."""
     import numpy as np
 
     from charrnn import tagging
     from charrnn.data import labelled
 
+    loaded, data = asked.loaded, asked.data
     notes: list[str] = []
     for source in texts:
         found = 0
@@ -156,11 +169,12 @@ def _sentences(
             _warn_of_unknown(source.name, loaded, [character for example in block for character in example.text])
             ids = np.array([i for example in block for i in loaded.vocabulary.encode(example.text)])
             edges = np.cumsum([0, *(len(example.text) for example in block)])
-            tagged = tagging.tag(network, ids, edges, data.example_length)
+            tagged = tagging.tag(asked.network, ids, edges, data, asked.precision)
+            said_of = _said(asked, tagged) if asked.as_json else None
             for example, begin, end in zip(block, edges.tolist(), edges[1:].tolist()):
-                if as_json:
+                if said_of:
                     named = {"file": example.source, "line": example.line, "text": example.text}
-                    yield json.dumps(named | _said(tagged, loaded.labels, begin, end), ensure_ascii=False) + "\n"
+                    yield json.dumps(named | said_of(begin, end), ensure_ascii=False) + "\n"
                     continue
                 labels = [loaded.labels[k] for k in tagged.labels[begin:end]]
                 yield "".join(f"{c}{' ' if c.strip() else chr(9)}{label}\n" for c, label in zip(example.text, labels)) + "\n"
@@ -189,11 +203,21 @@ def _blocks(examples: Iterator[Example | DataError], faults: list[DataError]) ->
             yield block
 
 
-def _said(tagged: Tagged, labels: Sequence[str], begin: int, end: int) -> dict[str, object]:
-    """The label of each character, and what the model gives for it."""
-    answers = tagged.labels[begin:end].tolist()
-    chances = tagged.probabilities[begin:end].tolist()
-    return {"labels": [labels[k] for k in answers], "probabilities": [round(row[k], 6) for k, row in zip(answers, chances)]}
+def _said(asked: Asked, tagged: Tagged) -> Callable[[int, int], dict[str, object]]:
+    """Of the characters from one place to another: the label of each, and what the model gives for it."""
+    import torch
+
+    from charrnn.tagging import probabilities
+
+    chances = probabilities(asked.network, tagged)  # (N, K)
+    own = chances.gather(1, torch.from_numpy(tagged.labels).unsqueeze(1)).squeeze(1)  # (N,)
+    labels = asked.loaded.labels
+
+    def said(begin: int, end: int) -> dict[str, object]:
+        shares = [round(share, 6) for share in own[begin:end].tolist()]
+        return {"labels": [labels[k] for k in tagged.labels[begin:end]], "probabilities": shares}
+
+    return said
 
 
 def _warn_of_unknown(name: str, loaded: Loaded, characters: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ def restore(unmarked: Unmarked, labels: Ids, written: tuple[str, ...], closes: S
     kept = np.concatenate([[0], np.cumsum(keep)])  # characters kept before each place
     points = np.insert(unmarked.points[keep], kept[places], values)
     # What belongs behind the last character before a cut stands before it.
-    cuts = kept[list(closes)] + np.searchsorted(np.sort(places), list(closes), side="right") if closes else []
+    cuts: Ids = kept[list(closes)] + np.searchsorted(np.sort(places), list(closes), side="right") if closes else np.zeros(0, dtype=np.int64)
     return [part.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for part in np.split(points, cuts)]
 
 

@@ -5,7 +5,7 @@ Axes: T time, B batch, K labels, N characters, L what is counted apart: marks, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,12 @@ from charrnn.errors import ConfigError, DataError, UserError, counted, did_you_m
 from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.tables import aligned, named
-from charrnn.tagging import CHARS, Scheme, crf_of, decide, emissions, read
-from charrnn.tasks.task import State
+from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
+from charrnn.tasks.task import Scores, State
 
 COMMONEST = 8  # labels in a note
+STEPS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)  # that are tried of a mark's part in the decision, in nats
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,17 @@ class TagScores:
     tally: Tally
     spans: Spans  # (L,)
     names: tuple[str, ...]  # of the L
-    confusion: Confusion | None  # of marks and pauses
+    confusion: Confusion | None = None  # of marks and pauses
+    asked: tuple[tuple[Tensor, Tensor], ...] = ()  # of marks that are chosen one by one: emissions (N, K) and truth (N,) of each batch
+
+    @classmethod
+    def of_marks(cls, tally: Tally, confusion: Confusion, labels: tuple[str, ...], asked: tuple[tuple[Tensor, Tensor], ...]) -> TagScores:
+        one = confusion.by_label()
+        return cls(tally, Spans(one.predicted[1:], one.true[1:], one.hit[1:]), labels[1:], confusion, asked)
 
     def __add__(self, other: TagScores) -> TagScores:
         both = None if self.confusion is None or other.confusion is None else self.confusion + other.confusion
-        return TagScores(self.tally + other.tally, self.spans + other.spans, self.names, both)
+        return TagScores(self.tally + other.tally, self.spans + other.spans, self.names, both, self.asked + other.asked)
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         """precision, recall and f1 of all spans together; of marks the means over them, and `segmentation_`: any mark or none."""
@@ -189,6 +197,8 @@ class Tagging:
         else:
             weights = None if self.weights is None else self.weights.to(flat.device)
             loss = F.cross_entropy(flat, asked, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+            if (decision := decision_of(model)) is not None:
+                loss = loss + 0 * decision.sum()  # so that its gradient is 0, and not missing
         with torch.no_grad():
             plain = loss.detach()
             if crf is None and (label_smoothing or self.weights is not None):
@@ -203,8 +213,11 @@ class Tagging:
         A span that reaches beyond what a window answers is counted there as far as it goes.
         """
         logits, targets, lengths = self._read(model, batch, None)
-        crf = crf_of(model)
-        answers = logits.argmax(-1) if crf is None else crf.decode(logits, lengths)  # (T, B)
+        crf, marks = crf_of(model), self.config.data.labels != "column"
+        if crf is None:
+            answers = choose(logits.flatten(0, 1), decision_of(model), marks).view_as(targets)  # (T, B)
+        else:
+            answers = crf.decode(logits, lengths)
         nats = (
             crf.nats(logits, targets, lengths).sum()
             if crf is not None
@@ -213,16 +226,34 @@ class Tagging:
         asked = targets != IGNORED  # (T, B)
         hits = (answers == targets) & asked
         tally = Tally(nats.to(sum_dtype(logits.device)), asked.sum(), hits.sum())
-        if self.config.data.labels != "column":
+        if marks:
             confusion = Confusion.of(targets[asked], answers[asked], len(self.labels))
-            found = confusion.by_label()
-            return TagScores(tally, Spans(found.predicted[1:], found.true[1:], found.hit[1:]), self.labels[1:], confusion), ()
+            kept = () if crf is not None else ((logits[asked].half().cpu(), targets[asked].cpu()),)
+            return TagScores.of_marks(tally, confusion, self.labels, kept), ()
         truth, answered = targets.t().flatten(), answers.masked_fill(~asked, IGNORED).t().flatten()  # a column behind the other
         edges = range(0, truth.numel() + 1, len(targets))
         spans = Spans.of(
             list(self.scheme.spans(truth.tolist(), edges)), list(self.scheme.spans(answered.tolist(), edges)), len(self.scheme.kinds)
         )
-        return TagScores(tally, spans, self.scheme.kinds, None), ()
+        return TagScores(tally, spans, self.scheme.kinds), ()
+
+    @torch.no_grad()
+    def settle(self, models: Sequence[nn.Module], scores: Scores) -> Scores:
+        """Marks that are chosen one by one: when to put one, and which, so that F1 on this split is best."""
+        assert isinstance(scores, TagScores)
+        if not scores.asked or decision_of(models[0]) is None:
+            return scores
+        emissions = torch.cat([part for part, _ in scores.asked]).float()  # (N, K)
+        truth = torch.cat([part for _, part in scores.asked])  # (N,)
+        decision = best_decision(emissions, truth)
+        for model in models:
+            own = decision_of(model)
+            assert own is not None
+            own.copy_(decision)
+        answers = choose(emissions, decision, True)
+        correct = (answers == truth).sum().to(scores.tally.correct)
+        confusion = Confusion.of(truth, answers, len(self.labels))
+        return TagScores.of_marks(Tally(scores.tally.nats, scores.tally.count, correct), confusion, self.labels, scores.asked)
 
     def _read(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (T, B, K) in float32, targets (T, B) and lengths (B,), on the model's device."""
@@ -236,7 +267,7 @@ class Tagging:
         text = self.splits["val"] if len(self.splits["val"].ids) else self.splits["train"]
         ids = text.ids[:length]
         edges = np.append(text.edges[text.edges < len(ids)], len(ids))
-        labels = decide(model, emissions(model, ids, edges, self.config.data.example_length), edges)
+        labels = tag(model, ids, edges, self.config.data).labels
         characters = [self.vocabulary.decode([i]) or "\ufffd" for i in ids.tolist()]
         if self.config.data.labels != "column":
             shown = self._put(characters, [self.labels[k] if k else "" for k in labels])
@@ -274,6 +305,37 @@ class Tagging:
             remedy = "add text" if split == "train" else f"raise data.{split}_fraction, name data.{split}_path or add text"
             raise DataError(f"split {split!r}: holds no characters to label; expected some, so {remedy}")
         return self.splits[split]
+
+
+def best_decision(emissions: Tensor, truth: Tensor) -> Tensor:
+    """What to add to emissions (N, K), so that the answers are best for F1: of any mark or none, then of the marks in the mean. (K,)"""
+    decision = torch.zeros(emissions.size(1))
+    margin, order = (emissions[:, 1:].logsumexp(-1) - emissions[:, 0]).sort(descending=True)  # (N,)
+    marked = truth[order] > 0
+    if not marked.any():
+        return decision
+    f1 = 2 * marked.cumsum(0) / (torch.arange(1, len(marked) + 1) + marked.sum())  # where the first so many are answered
+    last = int(f1.argmax())
+    decision[0] = (margin[last] + margin[min(last + 1, len(margin) - 1)]) / 2 if last + 1 < len(margin) else margin[last] - 1
+    likely = order[margin > decision[0]]
+    there = torch.bincount(truth, minlength=len(decision))
+    emissions, truth = emissions[likely], truth[likely]
+    best = _mean_f1(emissions, truth, there, decision)
+    for k in [*range(1, len(decision))] * ROUNDS:
+        for step in STEPS:
+            tried = decision.clone()
+            tried[k] += step
+            if (found := _mean_f1(emissions, truth, there, tried)) > best:
+                best, decision = found, tried
+    return decision
+
+
+def _mean_f1(emissions: Tensor, truth: Tensor, there: Tensor, decision: Tensor) -> float:
+    """Over the marks, where each of these rows is answered with one; `there` (K,): how many there are in all."""
+    answers = (emissions + decision)[:, 1:].argmax(-1) + 1
+    hit, answered = (torch.bincount(labels, minlength=len(there)) for labels in (answers[answers == truth], answers))
+    spans = Spans(answered[1:], there[1:], hit[1:])
+    return spans.macro(spans.f1())
 
 
 def _with_marks(data: DataConfig) -> DataConfig:
