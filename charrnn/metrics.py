@@ -163,6 +163,8 @@ class Confusion:
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole in float64, 0 where there is none."""
     return part.cpu().double() / whole.cpu().clamp(min=1)
+
+
 def less_is_better(metric: str) -> bool:
     """Of a metric's name, with `val_` before it or not."""
     return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity"))

@@ -40,8 +40,8 @@ def confusion_png(confusion: Confusion, labels: Sequence[str]) -> tuple[bytes, s
         note = f"no font here has {missing[0]!r}, so labels are drawn as numbers, in their order; install one such as Noto Sans CJK"
     figures = confusion.as_metrics()
     with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False, "text.usetex": False}):
-        across = 2.8 + 0.12 * max(map(len, names)) + min(0.62 * len(labels), 40)
-        figure = Figure(figsize=(across, across - 0.6), dpi=144, layout="constrained")
+        across = 2.8 + 0.12 * max(map(len, names)) + min(0.62 * len(labels), 20)
+        figure = Figure(figsize=(across, across - 0.6), dpi=144)
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names)

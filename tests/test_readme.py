@@ -34,7 +34,7 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert {line.split()[1] for line in OURS} >= {"train", "sample", "eval", "info", "backends"}
+    assert {line.split()[1] for line in OURS} >= {"train", "sample", "eval", "info", "backends", "classify"}
 
 
 @pytest.mark.parametrize("line", OURS)
@@ -67,7 +67,8 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for line in sorted(OURS, key=trains, reverse=True):
         arguments = shlex.split(line, comments=True)[1:]
         if trains(line):
-            short = TINY if "lyrics" in line or "data.path" in line else {**TINY, "data.source": "files", "data.path": "input.txt"}
+            has_text = re.search(r"lyrics|data\.path|-sample\.yaml", line)
+            short = TINY if has_text else {**TINY, "data.source": "files", "data.path": "input.txt"}
             arguments += [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
         with pytest.raises(SystemExit) as end:
             main(arguments)
@@ -99,5 +100,8 @@ def test_the_sample_texts_are_as_many_as_they_are_said_to_be() -> None:
     poems = (ROOT / "data/sample/poems.txt").read_text(encoding="utf-8").splitlines()
     songs = re.findall(r"^# ", (ROOT / "data/sample/lyrics.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
     chinese = re.findall(r"^# ", (ROOT / "data/sample/lyrics-zh.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    reviews = (ROOT / "data/sample/reviews.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert f"{len(reviews)} reviews" in told and len(set(reviews)) == len(reviews)
+    assert sorted(review.split("\t")[0] for review in reviews) == ["bad"] * 240 + ["good"] * 240
     assert f"{len(poems)} quatrains" in told and f"{len(songs)} songs in English" in told and f"{len(chinese)} songs in Chinese" in told
     assert all(poem.count(":") == 1 for poem in poems)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import aligned, columns, expect_place, progress_bar, warn, write_bytes
+from charrnn.cli.output import expect_place, progress_bar, warn, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from charrnn.metrics import Confusion
 
 BEGINNING = 60  # characters of a text that are shown
-LONGEST_LABEL = 32
-TABLED = 20  # labels: a table of more is wider than a screen
 STDIN = "standard input"
 
 
@@ -64,12 +62,14 @@ def classify(
         require_matplotlib("--confusion")
         expect_place(confusion, "--confusion")
     from charrnn import classifying
+    from charrnn.tables import columns, confusion_table, named
 
     loaded, network = load(model, device, "classify")
     notes: list[str] = []
-    examples = _examples(config_of(loaded, set_), text, "-" if source else file, notes)
-    answers = classifying.classify(network, loaded.vocabulary, loaded.labels, examples, loaded.config.data.example_length)
-    width = max(columns(_name(label)) for label in loaded.labels)
+    config = config_of(loaded, set_)
+    examples = _examples(config, text, "-" if source else file, notes)
+    answers = classifying.classify(network, loaded.vocabulary, loaded.labels, examples, config.data.example_length)
+    width = max(columns(named(label)) for label in loaded.labels)
     pairs: Counter[tuple[str, str]] = Counter()
     count = faults = 0
     for answer in answers:
@@ -90,13 +90,14 @@ def classify(
         if as_json:
             typer.echo(json.dumps(_figures(found, loaded.labels), ensure_ascii=False))
         else:
-            typer.echo(_table(found, loaded.labels))
+            accuracy, macro_f1 = found.as_metrics().values()
+            known = f"{counted(pairs.total(), 'text')} with a label"
+            typer.echo(f"\naccuracy {accuracy:.2%}   macro-F1 {macro_f1:.2%}   {known}\n{confusion_table(found, loaded.labels)}")
         if confusion is not None:
             _draw(confusion, found, loaded.labels)
     elif confusion is not None:
-        raise UserError(
-            f"--confusion: none of the texts has a label in field {loaded.config.data.label!r}; name its field with --set data.label=…"
-        )
+        field = config.data.label
+        raise UserError(f"--confusion: none of the texts has a label in field {field!r}; name the field with --set data.label=…")
     if faults:
         typer.echo(f"{faults:,} of {counted(count, 'text')} could not be used", err=True)
         raise typer.Exit(2)
@@ -124,13 +125,10 @@ def _watched(examples: Iterator[Example | DataError]) -> Iterator[Example | Data
             bar.update()
 
 
-def _name(label: str) -> str:
-    shown = printable(label)
-    return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
-
-
 def _line(answer: Answer, top: int, width: int) -> str:
-    chances = "  ".join(f"{_name(label)}{' ' * (width - columns(_name(label)))} {chance:6.1%}" for label, chance in answer.chances[:top])
+    from charrnn.tables import filled, named
+
+    chances = "  ".join(f"{filled(named(label), width)} {chance:6.1%}" for label, chance in answer.chances[:top])
     beginning = " ".join(answer.example.text[: 4 * BEGINNING].split())[:BEGINNING]
     return f"{chances}  {printable(beginning)}"
 
@@ -155,22 +153,6 @@ def _figures(found: Confusion, labels: tuple[str, ...]) -> dict[str, object]:
     }
     counts = found.counts.tolist()
     return {"texts": int(found.counts.sum()), **found.as_metrics(), "labels": list(labels), "confusion": counts, "by_label": by_label}
-
-
-def _table(found: Confusion, labels: tuple[str, ...]) -> str:
-    """Rows are the truth, columns the answers."""
-    figures, one = found.as_metrics(), found.by_label()
-    names = [_name(label) for label in labels]
-    shown = names if len(names) <= TABLED else []
-    rows = [["truth \\ answer" if shown else "truth", *shown, "texts", "precision", "recall", "F1"]]
-    shares = [[f"{share:.1%}" for share in part.tolist()] for part in (one.precision(), one.recall(), one.f1())]
-    for i, name in enumerate(names):
-        answered = [f"{count:,}" for count in found.counts[i].tolist()] if shown else []
-        rows.append([name, *answered, f"{int(one.true[i]):,}", *(part[i] for part in shares)])
-    first = (
-        f"accuracy {figures['accuracy']:.2%}   macro-F1 {figures['macro_f1']:.2%}   {counted(int(found.counts.sum()), 'text')} with a label"
-    )
-    return "\n".join(["", first, *aligned(rows)])
 
 
 def _draw(path: Path, found: Confusion, labels: tuple[str, ...]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -57,22 +56,6 @@ def write_bytes(path: Path, content: bytes, flag: str = "--out") -> None:
         raise UserError(f"{flag} {error}") from None
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
-
-
-def columns(text: str) -> int:
-    """How wide a terminal shows a text: Chinese, Japanese and Korean characters take two columns, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table: its first column to the left, the others to the right."""
-    widths = [max(map(columns, column)) for column in zip(*rows)]
-    return ["  ".join(_filled(cell, width, i > 0) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
-
-
-def _filled(cell: str, width: int, right: bool) -> str:
-    space = " " * (width - columns(cell))
-    return space + cell if right else cell + space
 
 
 def figures(metrics: dict[str, float], prefix: str = "", added: int = 3) -> str:

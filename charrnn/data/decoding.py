@@ -142,7 +142,7 @@ def detect(source: Source, neighbour: str | None = None, *, tolerant: bool = Fal
         except UnicodeDecodeError as error:
             surplus += error.start - len(error.object[: error.start].decode("utf-8"))
             where = offset - pending + error.start
-            halved = surplus > 0 and _HALF.match(error.object, error.start) is not None
+            halved = surplus > 1 and _HALF.match(error.object, error.start) is not None
             break
         if ascii and not piece.isascii():
             ascii = False

@@ -26,6 +26,7 @@ from charrnn.errors import DataError, UserError, counted, did_you_mean, short
 from charrnn.metrics import Confusion, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating
+from charrnn.tables import confusion_table
 from charrnn.tasks.task import State
 
 PREVIEWED = 5  # texts
@@ -39,12 +40,20 @@ class Scores:
 
     tally: Tally
     confusion: Confusion
+    labels: tuple[str, ...]
+
+    @property
+    def count(self) -> Tensor:
+        return self.tally.count
 
     def __add__(self, other: Scores) -> Scores:
-        return Scores(self.tally + other.tally, self.confusion + other.confusion)
+        return Scores(self.tally + other.tally, self.confusion + other.confusion, self.labels)
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         return self.tally.as_metrics(prefix, "example") | self.confusion.as_metrics(prefix)
+
+    def describe(self) -> str:
+        return confusion_table(self.confusion, self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +110,7 @@ class Classifier:
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Scores, State]:
         logits, targets = _logits(model, batch), batch.targets.to(next(model.parameters()).device)
-        return Scores(_tally(logits, targets), Confusion.of(targets, logits.argmax(-1), len(self.labels))), ()
+        return Scores(_tally(logits, targets), Confusion.of(targets, logits.argmax(-1), len(self.labels)), self.labels), ()
 
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """A few texts of the val split, or of train where there is none, with the answer to each, and the truth where that is another."""

@@ -1,0 +1,47 @@
+"""Tables for a person, in columns that stand one below the other on a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from charrnn.errors import printable
+from charrnn.metrics import Confusion
+
+LONGEST = 32  # characters of a label
+SQUARE = 20  # labels: what was answered for each of more is wider than a screen
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows a text: Chinese, Japanese and Korean characters take two columns, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def filled(text: str, width: int, *, right: bool = False) -> str:
+    """With spaces up to a width in columns; `right`: with the text at the right end."""
+    space = " " * (width - columns(text))
+    return space + text if right else text + space
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: its first column to the left, the others to the right."""
+    widths = [max(map(columns, column)) for column in zip(*rows)]
+    return ["  ".join(filled(cell, width, right=i > 0) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+
+
+def named(label: str) -> str:
+    """A label as a table shows it."""
+    shown = printable(label)
+    return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
+
+
+def confusion_table(confusion: Confusion, labels: Sequence[str]) -> str:
+    """Rows are the truth, columns the answers and how well each label was told."""
+    one, names = confusion.by_label(), [named(label) for label in labels]
+    answers = names if len(names) <= SQUARE else []
+    rows = [["truth \\ answer" if answers else "truth", *answers, "texts", "precision", "recall", "F1"]]
+    shares = [[f"{share:.1%}" for share in part.tolist()] for part in (one.precision(), one.recall(), one.f1())]
+    for i, name in enumerate(names):
+        counts = [f"{count:,}" for count in confusion.counts[i].tolist()] if answers else []
+        rows.append([name, *counts, f"{int(one.true[i]):,}", *(part[i] for part in shares)])
+    return "\n".join(aligned(rows))
