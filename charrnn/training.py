@@ -43,7 +43,7 @@ from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
 from charrnn.tasks import load_task
-from charrnn.tasks.task import State, Task, chosen_by
+from charrnn.tasks.task import Settling, State, Task, chosen_by
 from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
@@ -356,7 +356,10 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
-        metrics = measure(self.task, shown, "val").as_metrics("val_") if self.has_val else {}
+        found = measure(self.task, shown, "val") if self.has_val else None
+        if found is not None and isinstance(self.task, Settling):
+            found = self.task.settle([self.model, shown], found)
+        metrics = found.as_metrics("val_") if found is not None else {}
         sample = self.task.preview(shown, seeded(torch.device("cpu"), self.config.seed, counters.step))
         # Without a val split there is nothing to choose by: the last is the best.
         loss = self._loss_of(metrics)

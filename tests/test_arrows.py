@@ -37,7 +37,8 @@ LEFT = {
     "novelty": "checkpoint data run_directory",
     "prosody": "",
     "verse": "data constraints prosody",
-    "tasks": "config metrics tables ops layers models data sampling",
+    "tagging": "config data layers sampling",
+    "tasks": "config metrics tables ops layers models data sampling tagging",
     "gradients": "config metrics data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
@@ -50,7 +51,7 @@ LEFT = {
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying plots tables fetching inspecting verse search",
+    "filling classifying tagging plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import classify, data, evaluating, fill, info, sample, train
+from charrnn.cli import classify, data, evaluating, fill, info, sample, tag, train
 from charrnn.errors import UserError
 
 # What a command can do with less memory.
@@ -22,6 +22,7 @@ LESS_MEMORY = {
     "sample": "lower --num-samples, --best-of or --beam-width, shorten the prime, or set --device cpu",
     "eval": "set --device cpu, or end other programs",
     "score": "set --device cpu, or end other programs",
+    "tag": "set --device cpu, or cut the text up",
     "fill": "lower --top, or set --device cpu",
     "classify": "set --device cpu, or end other programs",
 }
@@ -47,6 +48,7 @@ app.command("eval")(evaluating.evaluate)
 app.command()(evaluating.score)
 app.command()(fill.fill)
 app.command()(classify.classify)
+app.command()(tag.tag)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")

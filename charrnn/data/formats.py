@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.config import DataConfig, FiltersConfig
-from charrnn.data.decoding import AUTO, codec, detect_all, halves, opening_text, read_text
+from charrnn.data.decoding import AUTO, codec, detect, detect_all, halves, opening_text, read_text
 from charrnn.data.documents import LONGEST, assembled, split_documents
 from charrnn.data.files import OnBytes, Source, find_files, sources
 from charrnn.data.filtering import Filters
@@ -213,6 +213,29 @@ def read_file(config: DataConfig, file: Path | Source, documents: str | None = N
 def half(place: str, broken: str) -> DataError:
     """What there is to say of what `halves` found."""
     return DataError(f"{place}: {broken}: no whole character; expected text without CESU-8 surrogates or damage, so mend it there")
+
+
+def whole_text(source: Source, encoding: str) -> tuple[str, list[DataError]]:
+    """A text with its line ends as they are, without its byte order mark; and what is wrong with which of its lines.
+
+    A line that holds half of a character is left empty, so that the others keep their numbers. Raises DataError where there is no text.
+    """
+    encoding = detect(source, tolerant=True) if encoding == AUTO else encoding
+    with source.opened() as raw:
+        content = raw.read()
+    try:
+        text = codec(encoding).decode(content, "surrogateescape")[0].removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise DataError(f"{source.name}: no text in {encoding}: {error}; set data.encoding to what it is in") from None
+    faults = []
+    if halves(text):
+        lines = text.split("\n")
+        for i, line in enumerate(lines):
+            if broken := halves(line):
+                faults.append(half(f"{source.name}: line {i + 1}", broken))
+                lines[i] = ""
+        text = "\n".join(lines)
+    return text, faults
 
 
 class _Work:

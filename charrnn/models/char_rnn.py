@@ -67,6 +67,8 @@ class CharRNN(nn.Module):
         self.pooling = None if config.pooling is None else Pooling(config.pooling, width, bidirectional=config.bidirectional)
         self.head = nn.Linear(width if self.pooling is None else self.pooling.output_size, answers)
         self.crf = CRF(answers) if config.crf else None
+        # What is added to logits where a label is chosen for each step, and not where its probability is told: no loss moves it.
+        self.decision = nn.Parameter(torch.zeros(answers)) if labels is not None and not (config.crf or config.pooling) else None
         if config.tied_embeddings:
             self.embedding.weight = self.head.weight
         self.read_scale = config.embedding_size**0.5 if config.tied_embeddings else 1.0

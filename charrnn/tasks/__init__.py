@@ -7,9 +7,10 @@ from charrnn.data.corpus import Progress
 from charrnn.tasks.classify import Classifier
 from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel
+from charrnn.tasks.tag import Tagging
 from charrnn.tasks.task import Task, TaskKind
 
-TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier}
+TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier, "tag": Tagging}
 
 
 def load_task(config: Config, progress: Progress | None = None) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -40,6 +40,14 @@ class Described(Protocol):
 
     def describe(self) -> str:
         """Tables for a person, below the figures: what each label reached, what was taken for what."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A task that chooses by what a split showed how its model decides."""
+
+    def settle(self, models: Sequence[nn.Module], scores: Scores) -> Scores:
+        """Set it in models that share their answers' meaning; the scores of the same pass with it."""
 
 
 class Task(Protocol):

@@ -1,0 +1,362 @@
+"""Task `tag`: a label for each character, read from CoNLL columns or made of the marks of the text itself.
+
+Axes: T time, B batch, K labels, N characters, L what is counted apart: marks, or kinds of spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charrnn.config import Config, DataConfig
+from charrnn.data.batch import IGNORED, Batch
+from charrnn.data.corpus import SPLITS, Corpus, Ids, Progress, hash_files, load_corpus
+from charrnn.data.formats import read_file
+from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file, sentences
+from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark
+from charrnn.data.padding import buckets
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
+from charrnn.errors import ConfigError, DataError, UserError, counted, did_you_mean
+from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
+from charrnn.models.char_rnn import CharRNN
+from charrnn.tables import aligned, named
+from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
+from charrnn.tasks.task import Scores, State
+
+COMMONEST = 8  # labels in a note
+STEPS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)  # that are tried of a mark's part in the decision, in nats
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """What was answered. Where labels are of single characters, `confusion` knows which for which; spans are counted whole."""
+
+    tally: Tally
+    spans: Spans  # (L,)
+    names: tuple[str, ...]  # of the L
+    confusion: Confusion | None = None  # of marks and pauses
+    asked: tuple[tuple[Tensor, Tensor], ...] = ()  # of marks that are chosen one by one: emissions (N, K) and truth (N,) of each batch
+
+    @classmethod
+    def of_marks(cls, tally: Tally, confusion: Confusion, labels: tuple[str, ...], asked: tuple[tuple[Tensor, Tensor], ...]) -> TagScores:
+        one = confusion.by_label()
+        return cls(tally, Spans(one.predicted[1:], one.true[1:], one.hit[1:]), labels[1:], confusion, asked)
+
+    def __add__(self, other: TagScores) -> TagScores:
+        both = None if self.confusion is None or other.confusion is None else self.confusion + other.confusion
+        return TagScores(self.tally + other.tally, self.spans + other.spans, self.names, both, self.asked + other.asked)
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        """precision, recall and f1 of all spans together; of marks the means over them, and `segmentation_`: any mark or none."""
+        figures = self.tally.as_metrics(prefix)
+        if self.confusion is None or len(self.names) == 1:
+            together = self.spans.together()
+            return figures | _figures(prefix, float(together.precision()), float(together.recall()), float(together.f1()))
+        spans = self.spans
+        mean = spans.macro(spans.f1())
+        figures |= _figures(prefix, spans.macro(spans.precision()), spans.macro(spans.recall()), mean) | {f"{prefix}mean_f1": mean}
+        pauses = self._pauses(self.confusion)
+        return figures | _figures(f"{prefix}segmentation_", float(pauses.precision()), float(pauses.recall()), float(pauses.f1()))
+
+    @property
+    def count(self) -> Tensor:
+        return self.tally.count
+
+    def describe(self) -> str:
+        """A table of what is counted apart."""
+        rows = [(name, *row) for name, row in zip(self.names, _rows(self.spans))]
+        if self.confusion is not None and len(self.names) > 1:
+            rows.append(("any", *next(_rows(self._pauses(self.confusion)))))
+        elif len(self.names) > 1:
+            rows.append(("all", *next(_rows(self.spans.together()))))
+        head = ["label", "precision", "recall", "F1", "there", "answered"]
+        cells = (
+            [named(name), f"{p:.1%}", f"{r:.1%}", f"{f:.1%}", f"{true:,}", f"{predicted:,}"] for name, p, r, f, true, predicted in rows
+        )
+        return "\n".join(aligned([head, *cells]))
+
+    @staticmethod
+    def _pauses(confusion: Confusion) -> Spans:
+        """Any mark as one label; label 0 is none."""
+        counts = confusion.counts
+        return Spans(counts[:, 1:].sum().view(1), counts[1:].sum().view(1), counts[1:, 1:].sum().view(1))
+
+
+def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:
+    return {f"{prefix}precision": precision, f"{prefix}recall": recall, f"{prefix}f1": f1}
+
+
+def _rows(spans: Spans) -> Iterator[tuple[float, float, float, int, int]]:
+    figures = (spans.precision(), spans.recall(), spans.f1(), spans.true, spans.predicted)
+    yield from zip(*(column.tolist() for column in figures))
+
+
+@dataclass(frozen=True, eq=False)
+class Tagging:
+    config: Config
+    corpus: Corpus
+    labels: tuple[str, ...]
+    splits: dict[str, Read]
+    unit = "char"
+    best_by = ("f1", False)
+    scheme: Scheme = field(init=False)
+    weights: Tensor | None = field(init=False)  # (K,) what a label counts in the loss
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", Scheme.of(self.labels))
+        object.__setattr__(self, "weights", _weights(self.config, self.labels, self.splits["train"].labels))
+
+    @classmethod
+    def load(cls, config: Config, progress: Progress | None = None) -> Tagging:
+        data = config.data
+        if data.labels == "column":
+            return cls._of_columns(config, load_labelled(data, config.seed, sentences))
+        expect_marks(data.marks)
+        corpus = load_corpus(_with_marks(data), config.seed, progress)
+        splits = {split: read_ids(corpus.split(split), corpus.vocabulary, data.labels, data.marks) for split in SPLITS}
+        return cls(config, corpus, labels_of(data.labels, data.marks), splits)
+
+    @classmethod
+    def of_file(cls, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Tagging:
+        data = config.data
+        if data.labels == "column":
+            return cls._of_columns(config, load_labelled_file(data, path, vocabulary, labels, sentences))
+        reading = read_file(data, path, None if vocabulary.end is not None else "none")
+        texts, closes = [], []
+        length = 0
+        for text, ends in reading.pieces():
+            texts.append(text)
+            closes += [length + end for end in ends]
+            length += len(text)
+        found = unmark("".join(texts), closes, vocabulary, data.labels, data.marks).read
+        nothing = Read(found.ids[:0], found.labels[:0], np.zeros(1, dtype=np.int64))
+        unknown = int((found.ids == vocabulary.unknown).sum())
+        ranges = {"train": (0, 0), "test": (0, len(found.ids)), "val": (len(found.ids), len(found.ids))}
+        corpus = Corpus(
+            vocabulary=vocabulary, ids=found.ids, ranges=ranges, documents=len(closes), unknown=unknown, absent="", files=1,
+            contents=hash_files([path]), notes=reading.notes(), mapped=None,
+        )  # fmt: skip
+        return cls(config, corpus, labels, {"train": nothing, "test": found, "val": nothing})
+
+    @classmethod
+    def _of_columns(cls, config: Config, labelled: Labelled) -> Tagging:
+        splits = {}
+        for split in SPLITS:
+            start, stop = labelled.corpus.ranges[split]
+            ids, targets = labelled.corpus.ids[start:stop], labelled.targets[start:stop]
+            ends = ids == labelled.corpus.vocabulary.end
+            closed = np.cumsum(~ends)[ends]  # characters before each end
+            splits[split] = Read(ids[~ends], targets[~ends].astype(np.int64), np.concatenate([[0], closed]).astype(np.int64))
+        return cls(config, labelled.corpus, labelled.labels, splits)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.corpus.vocabulary
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return CharRNN(self.config.model, len(self.vocabulary), labels=len(self.labels))
+
+    def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """Of train, windows cut at other places in each epoch; of the others, windows with margins that are read and not asked for."""
+        text, length = self._split(split), self.config.data.example_length
+        if split == "train":
+            generator = np.random.default_rng([self.config.seed, epoch])
+            windows = cut(text.edges, length, generator)
+            order = buckets(windows.lengths, self.config.train.batch_size, generator)
+        else:
+            windows = overlapping(text.edges, length, margin_of(length))
+            order = buckets(windows.lengths, max(1, CHARS // length), None)
+        return self._batches(text, windows, order[first:])
+
+    def _batches(self, text: Read, windows: Windows, order: list[list[int]]) -> Iterator[Batch]:
+        for some in order:
+            yield read(text.ids, text.labels, windows, some)[0]
+
+    def steps_per_epoch(self) -> int:
+        return -(-count(self._split("train").edges, self.config.data.example_length) // self.config.train.batch_size)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tally, State]:
+        logits, targets, lengths = self._read(model, batch, generator)
+        crf = crf_of(model)
+        flat, asked = logits.flatten(0, 1), targets.flatten()  # (T·B, K), (T·B,)
+        if crf is not None:
+            loss = crf.nats(logits, targets, lengths).sum()
+        else:
+            weights = None if self.weights is None else self.weights.to(flat.device)
+            loss = F.cross_entropy(flat, asked, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+            if (decision := decision_of(model)) is not None:
+                loss = loss + 0 * decision.sum()  # so that its gradient is 0, and not missing
+        with torch.no_grad():
+            plain = loss.detach()
+            if crf is None and (label_smoothing or self.weights is not None):
+                plain = F.cross_entropy(flat, asked, ignore_index=IGNORED, reduction="sum")
+            correct = (flat.argmax(-1) == asked).sum()  # of a CRF its emissions' own answer: a walk for each step would cost too much
+            tally = Tally(plain.to(sum_dtype(flat.device)), (asked != IGNORED).sum(), correct)
+        return loss, tally, ()
+
+    def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[TagScores, State]:
+        """Each character once, in the window where it has its margins. A CRF is asked for the best sequence of each window.
+
+        A span that reaches beyond what a window answers is counted there as far as it goes.
+        """
+        logits, targets, lengths = self._read(model, batch, None)
+        crf, marks = crf_of(model), self.config.data.labels != "column"
+        if crf is None:
+            answers = choose(logits.flatten(0, 1), decision_of(model), marks).view_as(targets)  # (T, B)
+        else:
+            answers = crf.decode(logits, lengths)
+        nats = (
+            crf.nats(logits, targets, lengths).sum()
+            if crf is not None
+            else F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        )
+        asked = targets != IGNORED  # (T, B)
+        hits = (answers == targets) & asked
+        tally = Tally(nats.to(sum_dtype(logits.device)), asked.sum(), hits.sum())
+        if marks:
+            confusion = Confusion.of(targets[asked], answers[asked], len(self.labels))
+            kept = () if crf is not None else ((logits[asked].half().cpu(), targets[asked].cpu()),)
+            return TagScores.of_marks(tally, confusion, self.labels, kept), ()
+        truth, answered = targets.t().flatten(), answers.masked_fill(~asked, IGNORED).t().flatten()  # a column behind the other
+        edges = range(0, truth.numel() + 1, len(targets))
+        spans = Spans.of(
+            list(self.scheme.spans(truth.tolist(), edges)), list(self.scheme.spans(answered.tolist(), edges)), len(self.scheme.kinds)
+        )
+        return TagScores(tally, spans, self.scheme.kinds), ()
+
+    @torch.no_grad()
+    def settle(self, models: Sequence[nn.Module], scores: Scores) -> Scores:
+        """Marks that are chosen one by one: when to put one, and which, so that F1 on this split is best."""
+        assert isinstance(scores, TagScores)
+        if not scores.asked or decision_of(models[0]) is None:
+            return scores
+        emissions = torch.cat([part for part, _ in scores.asked]).float()  # (N, K)
+        truth = torch.cat([part for _, part in scores.asked])  # (N,)
+        decision = best_decision(emissions, truth)
+        for model in models:
+            own = decision_of(model)
+            assert own is not None
+            own.copy_(decision)
+        answers = choose(emissions, decision, True)
+        correct = (answers == truth).sum().to(scores.tally.correct)
+        confusion = Confusion.of(truth, answers, len(self.labels))
+        return TagScores.of_marks(Tally(scores.tally.nats, scores.tally.count, correct), confusion, self.labels, scores.asked)
+
+    def _read(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (T, B, K) in float32, targets (T, B) and lengths (B,), on the model's device."""
+        device = next(model.parameters()).device
+        lengths = None if batch.lengths is None else batch.lengths.to(device)
+        logits, _ = model(batch.inputs.to(device), None, lengths=lengths, generator=generator)
+        return logits.float(), batch.targets.to(device), lengths
+
+    def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
+        """The beginning of the val split, or of what it learns from, as it would be labelled."""
+        text = self.splits["val"] if len(self.splits["val"].ids) else self.splits["train"]
+        ids = text.ids[:length]
+        edges = np.append(text.edges[text.edges < len(ids)], len(ids))
+        labels = tag(model, ids, edges, self.config.data).labels
+        characters = [self.vocabulary.decode([i]) or "\ufffd" for i in ids.tolist()]
+        if self.config.data.labels != "column":
+            shown = self._put(characters, [self.labels[k] if k else "" for k in labels])
+        else:
+            opens, closes = [""] * len(characters), [""] * len(characters)
+            for start, stop, kind in self.scheme.spans(labels.tolist(), edges.tolist()):
+                opens[start], closes[stop - 1] = "[", f" {self.scheme.kinds[kind]}]"
+            shown = self._put([o + c for o, c in zip(opens, characters)], closes)
+        return "\n".join("".join(shown[begin:end]) for begin, end in zip(edges, islice(edges, 1, None)) if end > begin)
+
+    @staticmethod
+    def _put(characters: list[str], behind: list[str]) -> list[str]:
+        return [character + more for character, more in zip(characters, behind)]
+
+    def notes(self) -> list[str]:
+        text = self.splits["train"]
+        notes = list(self.corpus.notes)
+        counts = np.bincount(text.labels, minlength=len(self.labels))
+        order = np.argsort(-counts, kind="stable")
+        shares = ", ".join(f"{self.labels[k]} {counts[k] / max(1, counts.sum()):.1%}" for k in order[:COMMONEST])
+        notes.append(f"{counted(len(text.labels), 'character')} to label, {len(self.labels)} labels: {shares}")
+        if absent := [label for label, seen in zip(self.labels, counts) if not seen]:
+            notes.append(f"{', '.join(absent)}: not in what is trained on, so never answered")
+        if not len(self.splits["val"].labels):
+            notes.append("the val split holds no characters, so there is nothing to evaluate on; raise data.val_fraction or add text")
+        if self.corpus.unknown:
+            share = self.corpus.unknown / len(self.corpus.ids)
+            notes.append(f"{self.corpus.unknown:,} characters ({share:.2%}) are outside the vocabulary: read as unknown, and labelled")
+        return notes
+
+    def _split(self, split: str) -> Read:
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        if not len(self.splits[split].ids):
+            remedy = "add text" if split == "train" else f"raise data.{split}_fraction, name data.{split}_path or add text"
+            raise DataError(f"split {split!r}: holds no characters to label; expected some, so {remedy}")
+        return self.splits[split]
+
+
+def best_decision(emissions: Tensor, truth: Tensor) -> Tensor:
+    """What to add to emissions (N, K), so that the answers are best for F1: of any mark or none, then of the marks in the mean. (K,)"""
+    decision = torch.zeros(emissions.size(1))
+    margin, order = (emissions[:, 1:].logsumexp(-1) - emissions[:, 0]).sort(descending=True)  # (N,)
+    marked = truth[order] > 0
+    if not marked.any():
+        return decision
+    f1 = 2 * marked.cumsum(0) / (torch.arange(1, len(marked) + 1) + marked.sum())  # where the first so many are answered
+    last = int(f1.argmax())
+    decision[0] = (margin[last] + margin[min(last + 1, len(margin) - 1)]) / 2 if last + 1 < len(margin) else margin[last] - 1
+    likely = order[margin > decision[0]]
+    there = torch.bincount(truth, minlength=len(decision))
+    emissions, truth = emissions[likely], truth[likely]
+    best = _mean_f1(emissions, truth, there, decision)
+    for k in [*range(1, len(decision))] * ROUNDS:
+        for step in STEPS:
+            tried = decision.clone()
+            tried[k] += step
+            if (found := _mean_f1(emissions, truth, there, tried)) > best:
+                best, decision = found, tried
+    return decision
+
+
+def _mean_f1(emissions: Tensor, truth: Tensor, there: Tensor, decision: Tensor) -> float:
+    """Over the marks, where each of these rows is answered with one; `there` (K,): how many there are in all."""
+    answers = (emissions + decision)[:, 1:].argmax(-1) + 1
+    hit, answered = (torch.bincount(labels, minlength=len(there)) for labels in (answers[answers == truth], answers))
+    spans = Spans(answered[1:], there[1:], hit[1:])
+    return spans.macro(spans.f1())
+
+
+def _with_marks(data: DataConfig) -> DataConfig:
+    """With a vocabulary that has the marks, rare or not: one that is unknown would be read, and never be a label."""
+    missing = "".join(mark for mark in data.marks if mark not in data.vocabulary.include)
+    vocabulary = data.vocabulary.model_copy(update={"include": data.vocabulary.include + missing})
+    return data.model_copy(update={"vocabulary": vocabulary})
+
+
+def _weights(config: Config, labels: tuple[str, ...], seen: Ids) -> Tensor | None:
+    wanted = config.train.class_weights
+    if config.model.crf and (wanted is not None or config.train.label_smoothing):
+        key = "train.class_weights" if wanted is not None else "train.label_smoothing"
+        raise ConfigError(f"{key}: is of labels that are judged one by one, and model.crf judges them together; leave one of them out")
+    if wanted is None or not len(seen):
+        return None
+    if wanted == "balanced":
+        counts = np.bincount(seen, minlength=len(labels))
+        return torch.tensor(len(seen) / (len(labels) * np.maximum(1, counts)), dtype=torch.float32)
+    for label in wanted:
+        if label not in labels:
+            hint = did_you_mean(label, labels) or f"; expected some of {', '.join(labels)}"
+            raise ConfigError(f"train.class_weights: {label!r} is no label of the text{hint}")
+    return torch.tensor([wanted.get(label, 1.0) for label in labels])
