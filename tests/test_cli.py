@@ -128,6 +128,19 @@ class TestHelp:
         assert "typer" in imported
         assert not {"torch", "pydantic", "numpy", "yaml", "tqdm", "rich", "safetensors"} & imported
 
+    def test_the_help_of_a_command_does_not_wait_for_torch(self) -> None:
+        code = (
+            "import contextlib, sys\n"
+            "from typer.main import get_command\n"
+            "from charrnn.cli import app, main\n"
+            "for name in get_command(app).commands:\n"
+            "    with contextlib.suppress(SystemExit):\n"
+            "        main([name, '--help'])\n"
+            "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout.count("Usage: charrnn ") >= 7
+
     def test_importing_charrnn_imports_nothing(self) -> None:
         code = "import sys; before = set(sys.modules); import charrnn; print(sorted(set(sys.modules) - before))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
