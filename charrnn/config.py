@@ -360,9 +360,9 @@ class Config(Section):
                 if isinstance(value, Section):
                     key = next(inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner))
                     name, value = f"{name}.{key}", getattr(value, key)
-                raise ValueError(
-                    f"{name}: {short(value)} is of task {_listed(tasks)}, and task is {self.task}; leave it out, or set task: {tasks[0]}"
-                )
+                said = str(value).lower() if isinstance(value, bool) else short(value)
+                remedy = f"leave it out, or set task: {tasks[0]}"
+                raise ValueError(f"{name}: {said} is of task {_listed(tasks)}, and task is {self.task}; {remedy}")
         return self
 
     @model_validator(mode="after")

@@ -98,6 +98,7 @@ def _without_effect(task: Task) -> list[str]:
     train = task.config.train
     named = ["train.patience"] if train.patience else []
     named += ["train.schedule: plateau"] if train.schedule == "plateau" else []
+    named += ["train.best_by"] if train.best_by else []
     if not named or can_be_scored(task):
         return []
     have = "have" if len(named) > 1 else "has"

@@ -168,6 +168,27 @@ def test_a_config_that_its_weights_do_not_fit_is_refused(tmp_path: Path, model: 
         load_model(path)
 
 
+def labelled(path: Path, labels: tuple[str, ...]) -> None:
+    sections = {"task": "classify", "data": {"path": "x.txt"}, "train": {"max_steps": 1}}
+    settings = build_config(sections | {"model": {"embedding_size": 5, "hidden_size": 6, "bidirectional": True}}, "test")
+    save_model(path, CharRNN(settings.model, len(VOCABULARY), len(labels)), settings, VOCABULARY, 7, {"val_f1_很好": 0.5}, labels)
+
+
+def test_the_labels_are_in_the_file(tmp_path: Path) -> None:
+    path, labels = tmp_path / "m.safetensors", ("bad", "good", "很好")
+    labelled(path, labels)
+    loaded = load_model(path)
+    assert loaded.labels == labels and loaded.metrics == {"val_f1_很好": 0.5}
+    logits, _ = build_model(loaded)(torch.zeros(4, 2, dtype=torch.int64), None)
+    assert logits.shape == (2, 3)
+    rewrite(path, labels='["bad", "good"]')
+    with pytest.raises(CheckpointError, match=r"damaged: tensor 'head\.weight' has shape \(3, 12\); the config asks for \(2, 12\)"):
+        load_model(path)
+    rewrite(path, labels=None)
+    with pytest.raises(CheckpointError, match="damaged: it has 0 labels, and its config is one of task classify"):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     "changes, text",
     [
@@ -184,6 +205,11 @@ def test_a_config_that_its_weights_do_not_fit_is_refused(tmp_path: Path, model: 
         ({"config": "[1, 2]"}, "not a set of sections"),
         ({"config": "a: ["}, "damaged: .*not valid YAML"),
         ({"vocabulary": "{"}, "its vocabulary is damaged"),
+        ({"labels": '["a"]'}, "it has 1 labels, and its config is one of task lm"),
+        ({"labels": "{}"}, "its labels are damaged; expected the distinct names that training wrote"),
+        ({"labels": '["a", "a"]'}, "its labels are damaged"),
+        ({"labels": "[[1]]"}, "its labels are damaged"),
+        ({"labels": "["}, "its metadata cannot be read"),
         ({"step": "many"}, "its metadata cannot be read"),
         ({"metrics": "[]"}, "its metadata cannot be read"),
         ({"vocabulary": Vocabulary(SYMBOLS[:1], "ab").to_json()}, "tensor 'embedding.weight' has shape"),

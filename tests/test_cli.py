@@ -735,6 +735,48 @@ class TestTerminal:
         said = summary(Outcome(best, 1500, {"val_nats_per_char": last}, 2000, 60.0, Path("runs/a"), status))
         assert "\n" not in said and all(fragment in said for fragment in fragments), said
 
+    @pytest.mark.parametrize(
+        "task, best_by, last, said",
+        [
+            (
+                "classify",
+                ("accuracy", False),
+                0.80,
+                "best val accuracy 0.8123 at step 1,500, and it has overfitted since (0.8000 at the end)",
+            ),
+            (
+                "classify",
+                ("accuracy", False),
+                0.81,
+                "accuracy 0.8123 at step 1,500, and it has not overfitted since; to use it: charrnn classify",
+            ),
+            (
+                "fill",
+                ("nats_per_example", True),
+                0.51,
+                "best val 0.5000 nats/example at step 1,500, and it has overfitted since (0.5100 at",
+            ),
+        ],
+    )
+    def test_the_last_sentence_is_of_what_chose_the_best(self, task: str, best_by: tuple[str, bool], last: float, said: str) -> None:
+        from charrnn.training import Outcome
+
+        best = {"val_nats_per_example": 0.5, "val_perplexity": 1.6, "val_accuracy": 0.8123}
+        outcome = Outcome(best, 1500, {f"val_{best_by[0]}": last}, 2000, 60.0, Path("runs/a"), "finished", task, best_by)
+        assert said in summary(outcome)
+        assert summary(outcome).endswith(f"to use it: charrnn {task} runs/a")
+
+    def test_other_tasks_are_told_in_their_units(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+        report = dataclasses.replace(self.report(1100), metrics={"nats_per_example": 0.5, "perplexity": 1.6, "accuracy": 0.8})
+        self.now += REPORT_SECONDS + 0.1
+        terminal.step(report)
+        assert capsys.readouterr().out.startswith("step 1100/20000  0.500 nats/example  grad")
+        metrics = {"val_nats_per_blank": 0.5, "val_bits_per_blank": 0.7213, "val_accuracy": 0.8, "val_accuracy_at_5": 0.95}
+        terminal.evaluated(metrics | {f"val_f1_{i}": 0.1 for i in range(9)}, "x", False)
+        assert capsys.readouterr().out == (
+            "val 0.5000 nats/blank, 0.7213 bits/blank, accuracy 80.0%, accuracy_at_5 0.9500, f1_0 0.1000, f1_1 0.1000\n    x\n"
+        )
+
     def test_a_run_without_a_val_split_says_so(self) -> None:
         from charrnn.training import Outcome
 

@@ -57,6 +57,92 @@ def test_defaults(tmp_path: Path) -> None:
     assert (config.train.max_steps, config.train.max_minutes) == (9, None)
 
 
+TASKS: list[tuple[str, dict[str, Any], str]] = [
+    # a task, sections, and what is said of them
+    ("fill", {"train": {"tbptt_window": 64}}, "train.tbptt_window: 64 is of task lm, and task is fill; leave it out, or set task: lm"),
+    ("fill", {"train": {"keep_text": True}}, "train.keep_text: true is of task lm, and task is fill"),
+    ("fill", {"model": {"pooling": "max"}}, "model.pooling: 'max' is of task classify, and task is fill"),
+    (
+        "tag",
+        {"model": {"tied_embeddings": True, "embedding_size": 256}},
+        "model.tied_embeddings: true is of task lm and fill, and",
+    ),
+    ("classify", {"model": {"crf": True}}, "model.crf: true is of task tag, and task is classify"),
+    (
+        "classify",
+        {"data": {"format": "lines"}},
+        "data.format: task classify reads text and label from named columns, and",
+    ),
+    ("classify", {"data": {"documents": "lines"}}, "data.format: task classify reads text and label from named columns"),
+    (
+        "tag",
+        {"data": {"format": "csv"}},
+        "data.labels: column reads labels from CoNLL columns, and the text is",
+    ),
+    ("tag", {"data": {"documents": "lines"}}, "data.labels: column reads labels from CoNLL columns"),
+    ("tag", {"data": {"format": "conll", "labels": "punctuation"}}, "data.format: conll is of task tag with labels: column, and labels is"),
+    (
+        "fill",
+        {"model": {"bidirectional": True, "tied_embeddings": True, "embedding_size": 256}},
+        "model: tied_embeddings needs embedding_size (256) equal to twice hidden_size (512); set embedding_size: 512 or",
+    ),
+]
+
+
+@pytest.mark.parametrize("task, sections, message", TASKS, ids=[f"{task}-{i}" for i, (task, _, _) in enumerate(TASKS)])
+def test_a_task_refuses_what_it_cannot_mean(task: str, sections: dict[str, Any], message: str) -> None:
+    data = {"path": "a.txt"} | sections.get("data", {})
+    with pytest.raises(ConfigError) as caught:
+        build(**(sections | {"task": task, "data": data, "train": {"max_steps": 9} | sections.get("train", {})}))
+    assert str(caught.value).startswith(f"run.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    "task, sections",
+    [
+        (
+            "fill",
+            {"data": {"path": "a", "example_length": 9, "blanks": {"share": 0, "line_rate": 0.1}}, "model": {"bidirectional": True}},
+        ),
+        ("classify", {"data": {"path": "a.tsv", "format": "tsv", "label": "mood"}, "model": {"bidirectional": True, "pooling": "last"}}),
+        ("tag", {"data": {"path": "a", "format": "conll"}, "model": {"crf": True, "residual": True}}),
+        ("tag", {"data": {"path": "a", "labels": "segmentation", "marks": ",.", "documents": "lines"}}),
+    ],
+)
+def test_what_a_task_takes_is_written_and_read_again(task: str, sections: dict[str, Any]) -> None:
+    config = build(task=task, **sections)
+    assert build_config(parse_yaml(config.to_yaml()), "its own") == config
+    assert (config.is_labelled, config.is_windowed) == (task != "fill", False)
+
+
+def test_what_a_task_takes_for_a_key_that_is_left_out() -> None:
+    classify, lm = build(task="classify"), build()
+    assert (classify.data.label, classify.model.pooling) == ("label", "max")
+    assert (lm.data.label, lm.model.pooling) == (None, None)
+    assert build(task="classify", model={"pooling": "mean"}, data={"path": "a", "label": "y"}).data.label == "y"
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ("balance", "'balance' is not valid; expected balanced, or a weight above 0 for each label"),
+        ({"good": 0}, "{'good': 0} is not valid; expected balanced, or a weight above 0 for each label"),
+    ],
+)
+def test_class_weights(weights: Any, message: str) -> None:
+    assert build(task="classify", train={"max_steps": 9, "class_weights": {"good": 2, "bad": 0.5}}).train.class_weights == {
+        "good": 2, "bad": 0.5,
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        build(task="classify", train={"max_steps": 9, "class_weights": weights})
+    assert str(caught.value).startswith("run.yaml: train.class_weights: ") and message in str(caught.value)
+
+
+def test_a_split_with_files_of_its_own_takes_nothing_of_the_others() -> None:
+    data = build(data={"path": "a", "val_path": ["b"], "val_fraction": 0.6, "test_fraction": 0.5}).data
+    assert data.fractions == {"val": 0.0, "test": 0.5}
+
+
 def test_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         load(tmp_path, LEAST).seed = 2
@@ -267,6 +353,30 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
             "set embedding_size: 256 or tied_embeddings: false",
         ),
         ("model: {bidirectional: true}", "model.bidirectional: a language model that reads from both sides has read its own answer; "),
+        (
+            "data: {path: a, label: mood}",
+            "data.label: 'mood' is of task classify, and task is lm; leave it out, or set task: classify",
+        ),
+        (
+            "data: {path: a, labels: punctuation}",
+            "data.labels: 'punctuation' is of task tag, and task is lm; leave it out, or set",
+        ),
+        ("data: {path: a, marks: .!}", "data.marks: '.!' is of task tag, and task is lm; "),
+        (
+            "data: {path: a, example_length: 9}",
+            "data.example_length: 9 is of task fill, classify and tag, and task is lm; ",
+        ),
+        ("data: {path: a, blanks: {line_rate: 0.5}}", "data.blanks.line_rate: 0.5 is of task fill, and task is lm; "),
+        ("data: {path: a, format: conll}", "data.format: conll is of task tag with labels: column, and task is lm; set another format"),
+        ("model: {pooling: mean}", "model.pooling: 'mean' is of task classify, and task is lm; "),
+        ("model: {crf: true}", "model.crf: true is of task tag, and task is lm; "),
+        ("train: {max_steps: 1, class_weights: balanced}", "train.class_weights: 'balanced' is of task classify and tag, and task is lm; "),
+        ("data: {path: a, marks: .!.}", "data.marks: '.!.' is not valid; expected each character once, and '.' stands there twice"),
+        ('data: {path: a, marks: ""}', "data.marks: '' is not valid; expected "),
+        ("data: {path: a, blanks: {share: 0}}", "data.blanks: share, span_share and line_rate are all 0, so nothing is hidden; set one of"),
+        ("data: {path: a, blanks: {span_max: 1}}", "data.blanks.span_max: 1 is not valid; expected a number greater than or equal to 2"),
+        ("data: {path: a, val_path: 3}", "data.val_path: 3 is not valid; expected a path or a list of paths; in quotes if it looks"),
+        ("data: {path: a, test_path: []}", "data: test_path names no file; name at least one, or leave test_path out"),
         ("data: {path: 3}", "data.path: 3 is not valid; expected a path or a list of paths; in quotes if it looks like something else"),
         ("data: {path: [a, 3]}", "data.path: ['a', 3] is not valid; expected a path or a list of paths; in quotes if"),
         ('data: {path: [a, ""]}', "data.path: ['a', ''] is not valid; expected a path or a list of paths"),

@@ -20,7 +20,7 @@ from charrnn.data.corpus import Corpus, load_corpus
 from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, UserError
 from charrnn.evaluation import per_char
-from charrnn.finetuning import prepare, report, widen
+from charrnn.finetuning import keeps_head, prepare, report, widen
 from charrnn.models.char_rnn import CharRNN
 from charrnn.training import plan, train
 from tests.data.texts import text_stream
@@ -274,3 +274,56 @@ def test_the_count_is_of_the_models_characters(settings: Settings, tmp_path: Pat
     said = report(loaded, load_corpus(config.data, config.seed))
     examples_ = "'\\n' ' ' ',' '.' 'a' 'c' 'd' 'e' …"
     assert said == f"{loaded.path}: kept 1 character, added 16 ({examples_}), 1 of the old do not occur in the new text"
+
+
+# Another task
+
+
+def test_a_language_model_goes_on_as_one_that_fills(settings: Settings, tmp_path: Path) -> None:
+    train(settings("old"), reporter=Listener())
+    before = load_model(tmp_path / "run-old/best.safetensors")
+    plain = settings("new", max_steps=1, learning_rate=1e-9)
+    config = build_config(plain.model_dump(mode="json", exclude={"train": {"tbptt_window"}}) | {"task": "fill"}, "test")
+    listener = Listener()
+    train(config, init_from=str(tmp_path / "run-old"), reporter=listener)
+    assert any(note.endswith("its head for task lm is left behind, and a fresh one begins") for note in listener.notes)
+    after = load_model(tmp_path / "run-new/last.safetensors")
+    assert after.vocabulary.characters.startswith(before.vocabulary.characters) and after.vocabulary.blank == 1
+    rows, old_rows = after.weights["embedding.weight"], before.weights["embedding.weight"]
+    kept = len(before.vocabulary.characters)
+    torch.testing.assert_close(rows[2 : 2 + kept], old_rows[1:])
+    torch.testing.assert_close(rows[:2], old_rows[:1].expand(2, -1))  # a blank begins as something unknown
+    for name, weight in before.weights.items():
+        if name.startswith("recurrent."):
+            torch.testing.assert_close(after.weights[name], weight)
+    assert not torch.allclose(after.weights["head.weight"][2 : 2 + kept], before.weights["head.weight"][1:], atol=1e-3)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_is_taken_only_where_it_answers_with_the_same_labels(tmp_path: Path, same: bool) -> None:
+    sections = {"data": {"path": "x"}, "model": {"hidden_size": 8, "pooling": "attention"}, "train": {"max_steps": 1}}
+    config = build_config({"task": "classify", **sections}, "test")
+    known = Vocabulary(SYMBOLS[:2], "ab")
+    model = CharRNN(config.model, len(known), 3)
+    save_model(tmp_path / "m.safetensors", model, config, known, 1, {}, ("x", "y", "z"))
+    loaded = load_model(tmp_path / "m.safetensors")
+    labels = ("x", "y", "z") if same else ("p", "q", "r")
+    assert keeps_head(loaded, config, labels) == same
+    weights = widen(loaded, Vocabulary(SYMBOLS[:2], "abcd"), head=same)
+    assert weights["embedding.weight"].shape == (6, 64)
+    names = set(dict(model.named_parameters()))
+    taken = {name for name in names if name.startswith(("embedding.", "recurrent."))}
+    assert set(weights) == (names if same else taken) and taken < names
+    if same:
+        assert torch.equal(weights["head.weight"], model.head.weight)
+
+
+def test_what_answers_must_be_alike_only_where_it_is_taken(tmp_path: Path) -> None:
+    sections = {"data": {"path": "x"}, "model": {"hidden_size": 8}, "train": {"max_steps": 1}}
+    known = Vocabulary(SYMBOLS[:2], "ab")
+    config = build_config({"task": "classify", **sections}, "test")
+    save_model(tmp_path / "m.safetensors", CharRNN(config.model, len(known), 2), config, known, 1, {}, ("x", "y"))
+    loaded = load_model(tmp_path / "m.safetensors")
+    prepare(build_config({"task": "tag", **sections, "model": {"hidden_size": 8, "crf": True}}, "test"), loaded)
+    with pytest.raises(CheckpointError, match=r"model\.pooling is max there and mean here; set the same with --set model\.pooling=max"):
+        prepare(build_config({"task": "classify", **sections, "model": {"hidden_size": 8, "pooling": "mean"}}, "test"), loaded)

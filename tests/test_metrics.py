@@ -7,11 +7,32 @@ import math
 import pytest
 import torch
 
-from charrnn.metrics import Confusion, Spans, Tally, sayable
+from charrnn.metrics import Confusion, Spans, Tally, cost, less_is_better, sayable
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:
     return Tally(torch.tensor(nats, dtype=torch.float64), torch.tensor(count), torch.tensor(correct))
+
+
+@pytest.mark.parametrize(
+    "unit, keys",
+    [
+        ("blank", ["val_nats_per_blank", "val_bits_per_blank", "val_perplexity", "val_accuracy"]),
+        ("example", ["val_nats_per_example", "val_perplexity", "val_accuracy"]),
+    ],
+)
+def test_a_unit_stands_in_the_keys(unit: str, keys: list[str]) -> None:
+    metrics = tally(4 * math.log(2), 2, 1).as_metrics("val_", unit)
+    assert list(metrics) == keys
+    assert metrics[f"val_nats_per_{unit}"] == pytest.approx(2 * math.log(2))
+    told, of = cost(metrics, "val_")
+    assert (told, of) == ((2.0, "bits/blank") if unit == "blank" else (pytest.approx(2 * math.log(2)), "nats/example"))
+
+
+def test_of_what_less_is_better() -> None:
+    assert [less_is_better(name) for name in ("nats_per_char", "bits_per_blank", "val_perplexity", "accuracy", "val_f1")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
 
 
 def test_means() -> None:

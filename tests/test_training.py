@@ -1049,3 +1049,125 @@ def test_the_text_is_kept_only_when_asked(settings: Settings, tmp_path: Path) ->
     (run / f".{TEXT}.123.partial").write_text("half")
     train(settings(max_steps=2), overwrite=True, reporter=Listener())
     assert {p.name for p in run.iterdir()} == set(FILES)
+
+
+# Tasks of examples
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Settings:
+    """37 lines of several lengths, five to a batch: the last batch of an epoch holds two."""
+    rng = np.random.default_rng(0)
+    lines = [
+        "".join("the cat sat on a mat "[i % 21] for i in range(start, start + int(length)))
+        for start, length in rng.integers(3, 30, (37, 2))
+    ]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+
+    def build(name: str = "run", *, model: dict[str, Any] | None = None, **train_: Any) -> Config:
+        defaults = {"max_steps": 20, "batch_size": 5, "evaluate_every": 5, "save_every": 5, "log_every": 2, "threads": 1}
+        sections = {
+            "data": {"path": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), "documents": "lines", "val_fraction": 0.13},
+            "model": {"embedding_size": 6, "hidden_size": 8, "bidirectional": True, **(model or {})},
+            "train": {**defaults, "precision": "fp32", "warmup_steps": 3, **train_},
+        }
+        return build_config({"task": "fill", "run": str(tmp_path / name), "device": "cpu", **sections}, "test")
+
+    return build
+
+
+def test_a_run_of_examples_tells_in_its_unit(fill: Settings, tmp_path: Path) -> None:
+    listener = Listener()
+    outcome = train(fill(), reporter=listener)
+    assert (outcome.status, outcome.task, outcome.best_by) == ("finished", "fill", ("nats_per_blank", True))
+    reports = [line for line in metrics(tmp_path / "run") if "grad_norm" in line]
+    keys = "step epoch seconds chars nats_per_blank bits_per_blank perplexity accuracy grad_norm learning_rate chars_per_second"
+    assert list(reports[0]) == keys.split()
+    assert reports[-1]["epoch"] == pytest.approx(20 / 7, abs=1e-3)  # 32 lines, five to a batch
+    best = min(evaluation[0]["val_nats_per_blank"] for evaluation in listener.evaluations)
+    assert outcome.best["val_nats_per_blank"] == best == load_model(tmp_path / "run/best.safetensors").metrics["val_nats_per_blank"]
+    nats = listener.evaluations[0][0]["val_nats_per_blank"]
+    assert (tmp_path / "run/samples.txt").read_text().startswith(f"=== step 5, {nats:.4f} nats per blank ===\n")
+
+
+@pytest.mark.parametrize("stop", [5, 10, 15])
+def test_a_run_of_examples_goes_on_to_the_bit(fill: Settings, tmp_path: Path, stop: int) -> None:
+    """Each epoch has an order and blanks of its own, and some batches have fewer columns than there are shards."""
+    sections: dict[str, Any] = {"model": {"dropout": {"output": 0.3}}, "shards": 3, "accumulate": 2}
+    train(fill("whole", **sections), reporter=Listener())
+
+    def at(report: StepReport) -> None:
+        if report.step >= stop:
+            raise KeyboardInterrupt
+
+    assert train(fill("halves", **sections), reporter=Listener(at)).status == "interrupted"
+    train(fill("halves", **sections), resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_epochs_differ_and_come_again(fill: Settings) -> None:
+    trainers = [training.Trainer(load_task(fill()), RunDirectory(Path("unused")), Listener(), torch.device("cpu")) for _ in range(2)]
+    batches = [[trainer._next_window() for _ in range(14)] for trainer in trainers]
+    read = [[tuple(map(tuple, batch.inputs.tolist())) for batch in some] for some in batches]
+    assert read[0] == read[1]
+    assert set(read[0][:7]) != set(read[0][7:])
+
+
+def test_shards_of_batches_of_any_width_give_the_gradient_of_the_whole(fill: Settings) -> None:
+    torch.set_num_threads(2)
+    task = load_task(fill())
+    batches = sorted(task.batches("train"), key=lambda batch: batch.inputs.size(1))
+    assert [batch.inputs.size(1) for batch in batches[:2]] == [2, 5]
+    found = []
+    for count in (1, 3, 5):
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        with Shards(task, task.model(), count, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
+            narrow, first = shards.gradients(batches[:1])
+            both, second = shards.gradients(batches[:2])
+            found.append([*narrow, *both])
+            assert shards.carried() is None or shards.carried() == ()
+        assert (int(first.count), int(second.count)) == tuple(
+            sum(int((batch.targets >= 0).sum()) for batch in some) for some in (batches[:1], batches[:2])
+        )
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-7)
+
+
+# What chooses the best
+
+
+def test_the_best_is_what_best_by_names(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy rises and falls while the nats only fall: more of it is better, for the best, for patience and for the plateau."""
+    accuracies = iter([0.2, 0.6, 0.5, 0.5, 0.9])
+    plain = evaluation.evaluate
+    passes = iter(range(9))
+
+    def measure(*args: Any) -> Any:
+        found = plain(*args)
+        return dataclasses.replace(found, correct=found.count * next(accuracies), nats=found.count * (2.0 - 0.1 * next(passes)))
+
+    monkeypatch.setattr(training, "measure", measure)
+    listener = Listener()
+    outcome = train(settings(max_steps=100, patience=2, best_by="accuracy"), reporter=listener)
+    assert (outcome.status, outcome.steps, outcome.best_step) == ("early_stopped", 20, 10)
+    assert outcome.best_by == ("accuracy", False) and outcome.best["val_accuracy"] == pytest.approx(0.6)
+    assert [is_best for _, _, is_best in listener.evaluations] == [True, True, False, False]
+    assert load_model(tmp_path / "run/best.safetensors").step == 10
+    assert "=== step 10, 1.9000 nats per character, accuracy 0.6000 ===" in (tmp_path / "run/samples.txt").read_text()
+
+
+@pytest.mark.parametrize("way", [train, training.plan])
+def test_a_best_by_that_is_not_measured_is_refused_before_the_first_step(settings: Settings, tmp_path: Path, way: Any) -> None:
+    with pytest.raises(UserError) as refused:
+        way(settings(best_by="acuracy"), reporter=Listener())
+    assert str(refused.value) == (
+        "train.best_by 'acuracy': the val split is not measured by that; "
+        "expected one of nats_per_char, bits_per_char, perplexity, accuracy; did you mean 'accuracy'?"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_best_by_is_another_run(settings: Settings) -> None:
+    train(settings(), reporter=Listener())
+    with pytest.raises(UserError, match=r"cannot resume: train\.best_by was None and is now 'accuracy'"):
+        train(settings(best_by="accuracy"), resume=True, reporter=Listener())

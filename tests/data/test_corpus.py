@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from charrnn import lock
 from charrnn.config import DataConfig
 from charrnn.data import corpus, decoding
-from charrnn.data.corpus import load_corpus
+from charrnn.data.corpus import load_corpus, load_file
 from charrnn.data.files import find_files
 from charrnn.errors import DataError, UserError
 
@@ -44,6 +44,111 @@ def refused(folder: Path, content: str | bytes, **data: Any) -> str:
 
 
 # Splits
+
+
+def test_a_stream_whose_splits_have_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("the fog\nü is old\n")
+    (tmp_path / "test.txt").write_text("stone")
+    loaded = corpus_of(tmp_path, VERSE * 4, val_path=str(tmp_path / "val.txt"), test_path=[str(tmp_path / "test.txt")])
+    assert [shown(loaded, split) for split in ("train", "val", "test")] == [VERSE * 4, "the fog\n⁇ is old\n", "stone"]
+    assert (loaded.documents, loaded.files, loaded.unknown) == (0, 3, 1)
+    assert loaded.vocabulary == corpus_of(tmp_path, VERSE * 4).vocabulary  # theirs is not in it
+    assert len(entries(tmp_path)) == 2
+
+
+def test_documents_whose_splits_have_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("fog\nmoss\n")
+    loaded = corpus_of(
+        tmp_path, "stone\ntree\nwillow\ngrass of moss\n", documents="lines", val_path=str(tmp_path / "val.txt"), test_fraction=0.5
+    )
+    assert shown(loaded, "val") == "fog⏹moss⏹"
+    assert sorted((shown(loaded, "train") + shown(loaded, "test")).split("⏹")) == ["", "grass of moss", "stone", "tree", "willow"]
+    assert (loaded.documents, shown(loaded, "test").count("⏹")) == (6, 2)
+    again = corpus_of(
+        tmp_path, "stone\ntree\nwillow\ngrass of moss\n", documents="lines", val_path=str(tmp_path / "val.txt"), test_fraction=0.5
+    )
+    assert len(entries(tmp_path)) == 1 and whole(again) == whole(loaded)
+
+
+def test_another_val_text_is_another_corpus(tmp_path: Path) -> None:
+    val = tmp_path / "val.txt"
+    contents = []
+    for text in ("the fog\n", "the fox\n"):
+        val.write_text(text)
+        loaded = corpus_of(tmp_path, VERSE * 4, val_path=str(val))
+        assert shown(loaded, "val").startswith("the fo")
+        contents.append(loaded.contents)
+    moved = tmp_path / "moved.txt"
+    val.rename(moved)
+    contents.append(corpus_of(tmp_path, VERSE * 4, val_path=str(moved)).contents)  # the same wherever it lies
+    assert contents[0] != contents[1] == contents[2]
+    assert len(entries(tmp_path)) == 2
+
+
+def test_what_is_guessed_of_the_other_files_is_said_too(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("text,label\nfog,a\nmoss,b\n")
+    (tmp_path / "train.tsv").write_text("text\tlabel\nstone of moss\ta\nfog tree\tb\n")
+    for _ in range(2):  # made, and found
+        loaded = load_corpus(settings(tmp_path / "train.tsv", val_path=str(tmp_path / "val.csv")), 1)
+        assert [note.split(", ")[0] for note in loaded.notes] == [
+            f"{tmp_path}/train.tsv: read as tsv", f"{tmp_path}/val.csv: read as csv",
+        ]  # fmt: skip
+    assert shown(loaded, "val") == "fog⏹moss⏹"
+
+
+@pytest.mark.parametrize(
+    "content, data, message",
+    [
+        (None, {}, "data.val_path '{val}': no such file; it is looked for relative to "),
+        ("", {}, "{val}: empty; expected text"),
+        ("x", {}, "data.val_path: {val} holds one character; expected at least 2"),
+        (
+            "one\n\ntwo\n",
+            {"documents": "lines", "filters": {"min_length": 4}},
+            "{val}: nothing is left of the text; data.filters: 2 documents",
+        ),
+    ],
+)
+def test_other_files_that_cannot_be_used(tmp_path: Path, content: str | None, data: dict[str, Any], message: str) -> None:
+    val = tmp_path / "val.txt"
+    if content is not None:
+        val.write_text(content)
+    assert refused(tmp_path, VERSE * 4, val_path=str(val), **data).startswith(message.format(val=val))
+
+
+def test_documents_and_a_stream_do_not_mix(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("text,label\nfog,a\nmoss,b\n")
+    assert refused(tmp_path, VERSE, val_path=str(tmp_path / "val.csv")) == (
+        f"data.val_path: {tmp_path}/val.csv is read as documents, and {tmp_path}/text.txt is read as one stream; expected both alike, "
+        "so set data.format or data.documents, or name a text of the same kind"
+    )
+
+
+def test_a_corpus_with_blanks_is_another_one(tmp_path: Path) -> None:
+    plain = corpus_of(tmp_path, VERSE * 4)
+    blanked = load_corpus(settings(tmp_path / "text.txt"), 1, blank=True)
+    assert (plain.vocabulary.blank, blanked.vocabulary.blank) == (None, 1)
+    assert blanked.ids.tolist() == [i + 1 for i in plain.ids.tolist()]
+    assert corpus_of(tmp_path, VERSE * 4).vocabulary == plain.vocabulary and len(entries(tmp_path)) == 2
+
+
+def test_what_a_task_makes_of_a_text_is_no_other_text(tmp_path: Path) -> None:
+    corpus_of(tmp_path, VERSE * 4)
+    corpus_of(tmp_path, VERSE * 4, example_length=9, blanks={"share": 0.5}, labels="punctuation", label="x")
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("documents", ["none", "lines"])
+def test_a_file_of_ones_own_lies_in_memory(tmp_path: Path, documents: str) -> None:
+    trained = corpus_of(tmp_path, VERSE * 4, documents=documents)
+    (tmp_path / "own.txt").write_text("the fog\nüs\n")
+    own = load_file(settings(tmp_path / "text.txt", documents=documents), trained.vocabulary, tmp_path / "own.txt")
+    own.forget_pages()
+    assert shown(own, "test") == ("the fog\n⁇s\n" if documents == "none" else "the fog⏹⁇s⏹")
+    assert (own.documents, own.unknown, own.vocabulary) == (0 if documents == "none" else 2, 1, trained.vocabulary)
+    assert len(own.split("train")) == len(own.split("val")) == 0
+    with pytest.raises(UserError, match="split 'vall': there is no such split; expected train, val, test; did you mean 'val'"):
+        own.split("vall")
 
 
 def test_a_stream_is_its_text(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_of_equally_frequent_characters_the_lower_code_points_are_kept() -> None
     assert Vocabulary.from_counts({ord(c): 2 for c in "dcba"}, ends=False, max_size=2).characters == "ab"
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_blank_is_the_last_symbol_and_only_there_when_asked_for(ends: bool) -> None:
+    plain, blanked = (Vocabulary.from_counts({ord("a"): 2, ord("b"): 1}, ends=ends, blank=blank) for blank in (False, True))
+    assert plain.blank is None and blanked.blank == len(plain.symbols) == (2 if ends else 1)
+    assert blanked.end == plain.end and blanked.symbols == (*plain.symbols, "blank")
+    assert blanked.decode([blanked.blank, blanked.id("b")]) == "b" and blanked.id("_") == blanked.unknown
+    assert Vocabulary.from_json(blanked.to_json()) == blanked
+
+
 GOOD = {"symbols": SYMBOLS, "characters": "ab"}
 
 
@@ -93,6 +102,9 @@ GOOD = {"symbols": SYMBOLS, "characters": "ab"}
         json.dumps(GOOD | {"characters": "a\ud800"}),
         json.dumps(GOOD | {"symbols": "unknown"}),
         json.dumps(GOOD | {"symbols": ["end", "unknown"]}),
+        json.dumps(GOOD | {"symbols": ["unknown", "blank", "end"]}),
+        json.dumps(GOOD | {"symbols": ["end", "blank"]}),
+        json.dumps(GOOD | {"symbols": ["unknown", "mask"]}),
         json.dumps(GOOD | {"symbols": [["unknown"]]}),
         json.dumps(GOOD | {"symbols": None}),
         json.dumps(GOOD | {"symbols": []}),
