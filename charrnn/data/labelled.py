@@ -206,21 +206,23 @@ def load_labelled(config: DataConfig, seed: int, read: Read = texts) -> Labelled
     Labels are those of `data.path`, and the vocabulary is that of what is trained on: what stands only in val or test is unknown.
     """
     notes: list[str] = []
-    files: list[Source] = sources(find_files(config))
+    files = sources(find_files(config))
+    found = _all(read(config, files, notes))
     given: dict[str, list[Example]] = {}
     for split, path in (("val", config.val_path), ("test", config.test_path)):
         if path is not None:
-            named = sources(find_files(config.model_copy(update={"path": path}), f"data.{split}_path"))
-            given[split] = _all(read(config, named, notes))
+            key, own_notes = f"data.{split}_path", list[str]()
+            named = sources(find_files(config.model_copy(update={"path": path}), key))
+            given[split] = _all(read(config, named, own_notes))
+            notes += [f"{key}: {note}" for note in own_notes]
             files = files + named
-    found = _all(read(config, sources(find_files(config)), notes))
     if not found:
         raise DataError(f"{_named(files)}: holds no labelled text; expected some to learn from")
     parts = _split(found, config, seed, _named(files)) | given
     labels = tuple(sorted({label for example in found for label in _labels(example)}))
     _expect_labels(labels, sum(len(_labels(example)) for example in found), config, _named(files))
     vocabulary = _vocabulary(parts["train"], config, _named(files))
-    return _labelled(parts, vocabulary, labels, config, list(dict.fromkeys(notes)), len({source.path for source in files}))
+    return _labelled(parts, vocabulary, labels, config, notes, len({source.path for source in files}))
 
 
 def load_labelled_file(config: DataConfig, path: Path, vocabulary: Vocabulary, labels: tuple[str, ...], read: Read = texts) -> Labelled:

@@ -96,6 +96,10 @@ def test_splits_are_drawn_by_seed_or_given(tmp_path: Path) -> None:
     given = load_labelled(config.model_copy(update={"val_path": str(val)}), 1)
     assert content(given, "val") == [("text ⁇", "b"), ("text A", "a")]  # in its order, and of train's vocabulary
     assert [len(content(given, split)) for split in ("train", "test")] == [18, 2]
+    assert load_labelled(config.model_copy(update={"val_path": str(val), "script": "traditional"}), 1).corpus.notes == [
+        "converted to traditional characters: 0 of 140 (0.00%) were ambiguous and chosen by the words around them",
+        "data.val_path: converted to traditional characters: 0 of 12 (0.00%) were ambiguous and chosen by the words around them",
+    ]
     assert given.corpus.unknown == 1 and given.corpus.contents != found.corpus.contents
 
 
