@@ -153,6 +153,7 @@ class BlanksConfig(Section):
     span_max: Annotated[int, Field(ge=2, lt=1 << 31)] = 8
     line_rate: Fraction = 0.0  # the probability that one whole line of an example is hidden
     per_example: Count | None = None  # exactly so many single characters of each example instead, whatever the rates
+    never: Annotated[str, AfterValidator(_distinct)] = ""  # characters that are not hidden, such as marks and line ends, which are easy
 
     @model_validator(mode="after")
     def _some(self) -> BlanksConfig:

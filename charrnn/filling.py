@@ -4,7 +4,7 @@ One blank is answered by one read, exactly. Several are filled jointly: the blan
 others are asked again with that one filled, and so on, for the `width` most probable partial fillings side by side. Whole
 fillings are then scored anew by their pseudo-log-likelihood, the sum over the blanks of the log-probability of what was filled
 in with that one hidden and the others in their places, which does not depend on the order in which they were filled
-(Wang & Cho 2019). Their probabilities are these scores, normalised over the fillings that were found.
+(Salazar et al. 2020). Their probabilities are these scores, normalised over the fillings that were found.
 
 A text of `longest` characters at most is read whole. In a longer one blanks that lie close together share a window of that
 many characters around them, and blanks far apart are answered independently of each other. A window with k blanks is read at
@@ -15,6 +15,7 @@ Axes: R rows (a window as it is read once), T time, N blanks that are asked, C c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -74,24 +75,24 @@ def fill(model: nn.Module, vocabulary: Vocabulary, text: str, *, longest: int, t
     ids = torch.tensor([vocabulary.blank if c in blanks else vocabulary.id(c) for c in text])  # (T,)
     reader = _Reader(model, vocabulary)
     width = max(WIDTH, 2 * top)
-    found: list[tuple[Assignment, float]] = [((), 1.0)]
+    found: list[tuple[Assignment, float]] = [((), 0.0)]  # with their log-probabilities
     told: list[Blank] = []
     with torch.inference_mode(), evaluating(model):
         for start, stop, here in _windows(places, len(text), longest):
             fillings, choices = _fill_window(reader, ids[start:stop], [place - start for place in here], width)
             # Windows are independent of each other, so the best fillings of the whole are among products of their best.
-            joined = [(left + right, p * q) for (left, p), (right, q) in product(found, fillings)]
+            joined = [(left + right, p + q) for (left, p), (right, q) in product(found, fillings)]
             found = sorted(joined, key=lambda one: -one[1])[:width]
             told += [Blank(place, tuple((vocabulary.characters[i], p) for i, p in best)) for place, best in zip(here, choices)]
     return Filled(tuple(_filling(text, places, vocabulary, *one) for one in found[:top]), tuple(told))
 
 
-def _filling(text: str, places: Sequence[int], vocabulary: Vocabulary, assignment: Assignment, probability: float) -> Filling:
+def _filling(text: str, places: Sequence[int], vocabulary: Vocabulary, assignment: Assignment, log_probability: float) -> Filling:
     characters = [vocabulary.characters[index] for index in assignment]
     whole = list(text)
     for place, character in zip(places, characters):
         whole[place] = character
-    return Filling("".join(whole), "".join(characters), probability)
+    return Filling("".join(whole), "".join(characters), math.exp(log_probability))
 
 
 def _windows(places: Sequence[int], length: int, longest: int) -> Iterator[tuple[int, int, list[int]]]:
@@ -117,12 +118,12 @@ def _around(places: list[int], length: int, longest: int) -> tuple[int, int, lis
 def _fill_window(
     reader: _Reader, ids: Tensor, places: list[int], width: int
 ) -> tuple[list[tuple[Assignment, float]], list[list[tuple[int, float]]]]:
-    """The most probable fillings of a window with their probabilities, and the most probable characters of each blank alone."""
+    """The most probable fillings of a window with their log-probabilities, and of each blank the most probable characters alone."""
     count = len(places)
     scores, best = reader.best(ids, places, [(OPEN,) * count], [range(count)], width)  # (N, K)
     choices = [list(zip(row, p)) for row, p in zip(best[:, :CHOICES].tolist(), scores[:, :CHOICES].exp().tolist())]
     if count == 1:
-        return list(zip([(index,) for index in best[0].tolist()], scores[0].exp().tolist())), choices
+        return list(zip([(index,) for index in best[0].tolist()], scores[0].tolist())), choices
     beam: dict[Assignment, float] = {(OPEN,) * count: 0.0}
     for step in range(count):
         rows = list(beam)
@@ -136,10 +137,10 @@ def _fill_window(
             blank = blanks[surest]
             for index, score in zip(best[asked][surest].tolist(), scores[asked][surest].tolist()):
                 whole = (*row[:blank], index, *row[blank + 1 :])
-                grown[whole] = max(beam[row] + score, grown.get(whole, -float("inf")))
+                grown[whole] = max(beam[row] + score, grown.get(whole, -math.inf))
         beam = dict(sorted(grown.items(), key=lambda one: -one[1])[:width])
     likelihoods = reader.pseudo_likelihoods(ids, places, list(beam))  # (R,)
-    shares = likelihoods.softmax(0).tolist()
+    shares = likelihoods.log_softmax(0).tolist()
     return sorted(zip(beam, shares), key=lambda one: -one[1]), choices
 
 

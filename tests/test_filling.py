@@ -150,6 +150,15 @@ def test_blanks_far_apart_are_answered_each_in_its_window() -> None:
     assert [blank.place for blank in found.blanks] == [6, 54]
 
 
+def test_very_many_blanks_keep_their_order() -> None:
+    """The probability of all of them together is far below the least that a float can hold."""
+    model = model_of()
+    found = fill(model, VOCABULARY, "abcd_dcba" * 700, longest=4, top=2)
+    one = fill(model, VOCABULARY, "cd_d", longest=4, top=1)
+    assert found.fillings[0].characters == one.fillings[0].characters * 700
+    assert sum(a != b for a, b in zip(found.fillings[0].characters, found.fillings[1].characters)) == 1
+
+
 @pytest.mark.parametrize("longest", [1, 2, 3, 7])
 def test_every_blank_of_a_long_text_is_filled(longest: int) -> None:
     found = fill(model_of(), VOCABULARY, "_a__b" * 6, longest=longest, top=1)

@@ -18,9 +18,11 @@ def draw_blanks(ids: Ids, vocabulary: Vocabulary, config: BlanksConfig, generato
     """Ids (N,) of an example -> (N,), true where a character is hidden.
 
     Singles, spans and a line are drawn each on their own and may meet. A symbol is never hidden: nobody can be asked for it.
-    At least one character is, unless the example has none.
+    At least one character is, unless the example has none that may be.
     """
     hidable = ids >= len(vocabulary.symbols)
+    if config.never:
+        hidable &= ~np.isin(ids, vocabulary.encode(config.never))
     if config.per_example is not None:
         hidden = np.zeros(len(ids), dtype=bool)
         hidden[generator.permutation(np.flatnonzero(hidable))[: config.per_example]] = True

@@ -74,6 +74,15 @@ def test_exactly_so_many_in_each_example(wanted: int, text: str, expected: int) 
     assert (np.sum(masks, axis=0) > 0).tolist() == [character in VOCABULARY for character in text]
 
 
+def test_what_is_never_to_be_hidden_is_not() -> None:
+    settings: list[dict[str, Any]] = [{"share": 0.9, "span_share": 0.9}, {"share": 0.0, "line_rate": 0.99}, {"per_example": 9}]
+    for blanks in settings:
+        for seed in range(30):
+            hidden = drawn("ab\ncd\nef", seed, never="\nac", **blanks)
+            assert hidden.any() and not hidden[[0, 2, 3, 5]].any()
+    assert not drawn("aa", never="a").any()
+
+
 def test_the_same_generator_hides_the_same_and_another_does_not() -> None:
     settings = {"share": 0.2, "span_share": 0.1, "line_rate": 0.5}
     text = (LETTERS * 5 + "\n") * 8
