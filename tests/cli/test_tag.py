@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from charrnn.checkpoint import save_model
+from charrnn.checkpoint import load_model, save_model
 from charrnn.config import Config
 from charrnn.tasks import load_task
 from tests import test_cli
@@ -138,6 +138,23 @@ def test_a_file_that_cannot_be_read_costs_no_other_its_answer(run: Run, folder: 
     ]
     said = run("tag", folder / "places.safetensors", "--file", "empty.txt")
     assert said == (2, "", "charrnn: error: empty.txt: holds no text; expected a text a line\n")
+
+
+def test_a_run_keeps_what_it_decided_by_and_goes_on(run: Run, folder: Path) -> None:
+    config = load_model(folder / "marks.safetensors").config
+    settings = ["run=run", f"data.path={folder / 'prose.txt'}", "train.max_steps=6", "train.evaluate_every=3", "train.save_every=3"]
+    Path("config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    assert run("train", "--config", "config.yaml", *sets, "--set", "train.ema_decay=0.5").code == 0
+    kept = load_model(Path("run/last.safetensors"))
+    assert kept.step == 6 and kept.weights["decision"].any() and kept.labels == ("O", "，", "。")
+    found = json.loads(run("eval", "run/last.safetensors", "--json").out)
+    for name in ("f1", "segmentation_f1", "nats_per_char", "accuracy"):
+        assert found[name] == pytest.approx(kept.metrics[f"val_{name}"], abs=2e-3), name
+    said = run("train", "--config", "run/config.yaml", "--resume", "--set", "train.max_steps=9")
+    assert said.code == 0 and "f1" in said.out
+    assert load_model(Path("run/last.safetensors")).step == 9
+    assert "decision" not in load_model(folder / "places.safetensors").weights  # a CRF decides for itself
 
 
 def test_what_the_model_does_not_know_is_told(run: Run, folder: Path) -> None:
