@@ -192,10 +192,11 @@ def probabilities(model: nn.Module, tagged: Tagged) -> Tensor:
     if crf is None:
         return emissions.softmax(-1) if emissions.numel() else emissions
     found = torch.zeros_like(emissions)
-    windows = overlapping(edges, CHUNK, FORGETS)
+    windows = overlapping(edges, 4 * FORGETS, FORGETS)
     for some in buckets(windows.lengths, CHARS // CHUNK, None):
         parts = [slice(int(windows.starts[i]), int(windows.stops[i])) for i in some]
-        values, lengths = _padded([emissions[part] for part in parts], crf)  # (T, B, K)
+        # What all labels of a step share changes no marginal, and a sum of smaller numbers is more exact.
+        values, lengths = _padded([emissions[part].log_softmax(-1) for part in parts], crf)  # (T, B, K)
         batch, _ = read(labels, labels, Windows(windows.starts, windows.stops, windows.starts, windows.stops), some)
         # The derivative of log Σ exp(s) by an emission is its label's marginal, and that of the labels' own score is 1 at each.
         with torch.inference_mode(False), torch.enable_grad():
@@ -207,7 +208,8 @@ def probabilities(model: nn.Module, tagged: Tagged) -> Tensor:
             marginals[torch.arange(len(marginals)), torch.from_numpy(labels[part])] += 1
             first, last = int(windows.first[i]), int(windows.last[i])
             found[first:last] = marginals[first - part.start : last - part.start]
-    return found.clamp(0, 1)
+    found = found.clamp(min=0)
+    return found / found.sum(-1, keepdim=True)
 
 
 def _padded(sequences: Sequence[Tensor], crf: CRF) -> tuple[Tensor, Tensor]:

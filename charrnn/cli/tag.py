@@ -61,12 +61,12 @@ def tag(
     """
     if model == "-" and source is None:
         model, source = None, "-"
+    if source not in (None, "-"):
+        raise UserError(f"{printable(str(source))}: expected - for standard input, or nothing; a file is named with --file")
     ways = [name for name, given in (("--text", text), ("--file", file), ("-", source)) if given]
     if len(ways) != 1:
         fact = f"{' and '.join(ways)} are both given" if ways else "there is nothing to tag"
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
-    if source not in (None, "-"):
-        raise UserError(f"{printable(str(source))}: expected - for standard input, or nothing; a file is named with --file")
     if out:
         expect_place(out)
     from charrnn.device import resolve_precision
