@@ -82,6 +82,7 @@ BELONGS = {
     "model.tied_embeddings": ("lm", "fill"),
     "model.pooling": ("classify",),
     "model.crf": ("tag",),
+    "model.pairs": ("classify", "tag"),
     "train.tbptt_window": ("lm",),
     "train.class_weights": ("classify", "tag"),
     "train.keep_text": ("lm",),
@@ -245,6 +246,7 @@ class DropoutConfig(Section):
     between_layers: Fraction = 0.0
     output: Fraction = 0.0  # what enters the head
     weight_hh: Fraction = 0.0  # DropConnect on the recurrent weights (Merity et al. 2018)
+    pairs: Fraction = 0.0  # pairs of neighbours, one by one: a model must do without those that it has never seen
     locked: bool | list[DropoutPlace] = False  # one mask for all steps of a window (variational), everywhere or at these places
 
     def is_locked(self, place: DropoutPlace) -> bool:
@@ -260,6 +262,7 @@ class ModelConfig(Section):
     tied_embeddings: bool = False  # head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
     residual: bool = False  # a layer's input is added to its output, where they are equally wide
+    pairs: Width | None = None  # numbers for each pair of neighbours, read beside the embedding: for classify and tag, who see both sides
     pooling: Literal["last", "max", "mean", "attention"] | None = None  # for classify, `max` by default: how one answer is made of a text
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
@@ -267,6 +270,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
+        if self.dropout.pairs and self.pairs is None:
+            raise ValueError("dropout.pairs is of model.pairs, and there are none; set pairs to their width, or leave dropout.pairs out")
         if self.tied_embeddings and self.embedding_size != self.output_size:
             outputs = f"twice hidden_size ({self.output_size})" if self.bidirectional else f"hidden_size ({self.hidden_size})"
             raise ValueError(

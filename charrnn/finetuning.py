@@ -27,7 +27,7 @@ from charrnn.errors import CheckpointError, counted
 from charrnn.models.char_rnn import BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
-SHAPE = ("cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm")
+SHAPE = ("cell", "embedding_size", "pairs", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm")
 ANSWER = ("pooling", "crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
 
@@ -64,14 +64,14 @@ def keeps_head(loaded: Loaded, config: Config, labels: tuple[str, ...]) -> bool:
 def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[str, Tensor]:
     """The model's weights for a vocabulary that holds its own: each id that it knows with its row, each new one with `unknown`'s.
 
-    Without `head`, only those of the embedding and of the recurrent layers.
+    Without `head`, only those of the embedding, the pairs and the recurrent layers.
     """
     sources = _sources(loaded.vocabulary, vocabulary)  # (W,)
     shares = sources == loaded.vocabulary.unknown  # (W,)
     weights = {}
     by_id = [name for name in BY_ID if name == "embedding.weight" or not loaded.labels]
     for name, weight in loaded.weights.items():
-        if not (head or name.startswith(("embedding.", "recurrent."))):
+        if not (head or name.startswith(("embedding.", "pairs.", "recurrent."))):
             continue
         if name not in by_id:
             weights[name] = weight

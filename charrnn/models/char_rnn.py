@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from charrnn.config import ModelConfig
 from charrnn.layers.crf import CRF
 from charrnn.layers.dropout import drop_rows, dropout
+from charrnn.layers.pairs import Pairs
 from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.cells import State
@@ -44,9 +45,10 @@ class CharRNN(nn.Module):
         answers = vocabulary_size if labels is None else labels
         self.dropout = config.dropout
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
+        self.pairs = None if config.pairs is None else Pairs(config.pairs)
         self.recurrent = RecurrentStack(
             config.cell,
-            config.embedding_size,
+            config.embedding_size + 2 * (config.pairs or 0),
             config.hidden_size,
             config.num_layers,
             bidirectional=config.bidirectional,
@@ -77,6 +79,8 @@ class CharRNN(nn.Module):
         bound = HEAD_GAIN * (3 / self.head.in_features) ** 0.5
         nn.init.uniform_(self.head.weight, -bound, bound)
         nn.init.normal_(self.embedding.weight, std=1 / self.read_scale)
+        if self.pairs is not None:
+            self.pairs.initialise()
 
     def forward(
         self,
@@ -100,7 +104,11 @@ class CharRNN(nn.Module):
         if self.pooling is not None and at is not None:
             raise ValueError("a pooled model has one answer a text; leave out `at`")
         rows = drop_rows(self.embedding.weight, self.dropout.embedding, training=self.training, generator=generator)  # (V, E)
-        x = self._drop(F.embedding(inputs, rows) * self.read_scale, "input", generator)  # (T, B, E)
+        x = F.embedding(inputs, rows) * self.read_scale  # (T, B, E)
+        if self.pairs is not None:
+            drop = self.dropout.pairs if self.training else 0.0
+            x = torch.cat([x, self.pairs(inputs, lengths, drop=drop, generator=generator)], -1)  # (T, B, E + 2P)
+        x = self._drop(x, "input", generator)
         x, state = self.recurrent(x, state, lengths=lengths, final_state=lengths is None, generator=generator)  # (T, B, W)
         if self.pooling is not None:
             x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
