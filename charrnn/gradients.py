@@ -56,7 +56,7 @@ class Shards:
         seed: int,
     ) -> None:
         self._task, self._model, self._seed = task, model, seed
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._device = self._parameters[0].device
         self._precision, self._label_smoothing, self._scaler = precision, label_smoothing, scaler
         self._carried: list[State | None] = [None] * count

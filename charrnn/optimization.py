@@ -121,23 +121,26 @@ class Average:
 class LossWatch:
     """Notices a loss that has left the road: not finite, or both three times its running mean and a nat above it.
 
-    A text known by heart has a mean near zero, and the start of a pass through it is many times that and no harm.
+    A text known by heart has a mean near zero, and the start of a pass through it is many times that and no harm. A mean over
+    few answers (a batch of 32 texts has 32 labels) strays by itself, as 1 / √count: the nat is one of 256 answers.
     """
 
     mean: float = 0.0
     steps: int = 0
     WARM_IN: ClassVar[int] = 50  # steps before the mean means anything
     LIMIT: ClassVar[float] = 3.0  # times the mean
-    MARGIN: ClassVar[float] = 1.0  # nats above the mean
+    MARGIN: ClassVar[float] = 1.0  # nats above the mean …
+    ENOUGH: ClassVar[int] = 256  # … of so many answers, and more of fewer
 
-    def healthy(self, nats_per_char: float, steps: int = 1) -> bool:
-        """Take in the loss of the last `steps` steps; a loss that is refused does not enter the mean."""
-        if not math.isfinite(nats_per_char):
+    def healthy(self, nats: float, steps: int = 1, count: int = ENOUGH) -> bool:
+        """Take in the mean loss of the last `steps` steps and `count` answers; a loss that is refused does not enter the mean."""
+        if not math.isfinite(nats):
             return False
-        if self.steps >= self.WARM_IN and nats_per_char > max(self.LIMIT * self.mean, self.mean + self.MARGIN):
+        margin = self.MARGIN * math.sqrt(max(1.0, self.ENOUGH / max(1, count)))
+        if self.steps >= self.WARM_IN and nats > max(self.LIMIT * self.mean, self.mean + margin):
             return False
         self.steps += steps
-        self.mean += (nats_per_char - self.mean) * max(1 - 0.98**steps, steps / self.steps)
+        self.mean += (nats - self.mean) * max(1 - 0.98**steps, steps / self.steps)
         return True
 
     def state_dict(self) -> dict[str, Any]:

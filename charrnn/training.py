@@ -188,7 +188,7 @@ class Trainer:
         model = task.model()
         self.plan = describe(task, model, device)
         self.model = model.to(device).train()
-        self.parameters = list(self.model.parameters())
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(settings, self.model)
         self.schedule = Schedule(settings)
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -302,11 +302,11 @@ class Trainer:
         with self.interrupt.held():
             found, steps = self.since_look, self.unseen
             self.since_look, self.unseen = Tally.zero(self.device), 0
-            nats = float(found.nats) / max(1, int(found.count))
+            count = max(1, int(found.count))
             # The scale of fp16 is found by overflowing it; GradScaler leaves such steps out.
             finite = self.scaler.is_enabled() or math.isfinite(float(self.grad_norm))
             self.pace_seconds += time.perf_counter() - started  # on a GPU this was the wait for the steps
-            if not (finite and self.watch.healthy(nats, steps)):
+            if not (finite and self.watch.healthy(float(found.nats) / count, steps, count)):
                 raise Astray
 
     def retreat(self) -> bool:

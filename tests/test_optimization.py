@@ -100,6 +100,7 @@ def test_watch_lets_a_falling_loss_pass_and_stops_a_runaway() -> None:
     assert 0 < mean < 4
     assert watch.healthy(2.9 * mean)
     assert not watch.healthy(10.0)
+    assert watch.healthy(mean + 2.5, count=32) and not watch.healthy(mean + 3.5, count=32)  # a mean over few answers strays by itself
     assert not watch.healthy(math.nan) and not watch.healthy(math.inf)
     assert LossWatch(**watch.state_dict()).mean == watch.mean
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charrnn.layers.dropout import dropout_mask
-
 # Odd multipliers of 64-bit mixing (Steele et al. 2014, the generator SplitMix): neighbouring ids land far apart.
 _FIRST, _SECOND = -0x61C8864680B583EB, -0x4B47D0C5DF8A7E55  # 2's complement of 0x9E3779B97F4A7C15 and 0xB4B82F3A207581AB
 
@@ -19,8 +17,7 @@ class Bigrams(nn.Module):
     """What stands at t together with the character before it and, where the future may be read, with the one behind it.
 
     A character alone is a poor feature where many characters are half of a word. Pairs are hashed into a table of fixed size
-    (the hashing trick, Weinberger et al. 2009), so a pair that was never seen has a vector too, of what shares its bucket.
-    The edge of a text counts as a neighbour. A vector is of N(0, 1), as the characters' are.
+    (the hashing trick, Weinberger et al. 2009). The edge of a text counts as a neighbour. Row 0 is that of no pair in particular.
     """
 
     def __init__(self, buckets: int, size: int, *, following: bool) -> None:
@@ -34,16 +31,16 @@ class Bigrams(nn.Module):
     ) -> Tensor:
         """inputs (T, B) int64, lengths (B,) or None where all are T -> (T, B, P), or (T, B, 2P) with the pair that begins at t.
 
-        `dropped` is the share of pairs whose vector is left out in training: a text of another kind has many that are new.
+        `dropped` is the share of pairs that are read as row 0 in training: another text has many that were never seen.
         """
         edge = inputs.new_full((1, inputs.size(1)), -1)  # (1, B): no id
         if lengths is not None:  # the padding is the edge
             inputs = torch.where(torch.arange(inputs.size(0), device=inputs.device).unsqueeze(-1) < lengths, inputs, -1)
         first, second = torch.cat([edge, inputs]), torch.cat([inputs, edge])  # (T + 1, B)
         mixed = first * _FIRST + second * _SECOND
-        mixed = mixed ^ (mixed >> 29)
-        pairs = F.embedding(mixed.remainder(self.table.num_embeddings), self.table.weight)  # (T + 1, B, P): pair t ends at t
+        rows = 1 + (mixed ^ (mixed >> 29)).remainder(self.table.num_embeddings - 1)  # (T + 1, B): pair t ends at t
         if self.training and dropped:
-            shape = (*pairs.shape[:2], 1)
-            pairs = pairs * dropout_mask(shape, dropped, device=pairs.device, dtype=pairs.dtype, generator=generator)
+            draws = torch.rand(rows.shape, device=rows.device, generator=generator)
+            rows = torch.where(draws < dropped, 0, rows)
+        pairs = F.embedding(rows, self.table.weight)  # (T + 1, B, P)
         return torch.cat([pairs[:-1], pairs[1:]], -1) if self.following else pairs[:-1]

@@ -24,6 +24,7 @@ from charrnn.ops.cells import State
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
 UNKNOWN = 0  # the id of every vocabulary for what it does not know
+BIGRAM_SCALE = 0.1  # standard deviation: a pair that was never seen must say little, and of a new text many never were
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
 
@@ -68,7 +69,8 @@ class CharRNN(nn.Module):
         self.head = nn.Linear(width if self.pooling is None else self.pooling.output_size, answers)
         self.crf = CRF(answers) if config.crf else None
         # What is added to logits where a label is chosen for each step, and not where its probability is told: no loss moves it.
-        self.decision = nn.Parameter(torch.zeros(answers)) if labels is not None and not (config.crf or config.pooling) else None
+        decides = labels is not None and not (config.crf or config.pooling)
+        self.decision = nn.Parameter(torch.zeros(answers), requires_grad=False) if decides else None
         if config.tied_embeddings:
             self.embedding.weight = self.head.weight
         self.read_scale = config.embedding_size**0.5 if config.tied_embeddings else 1.0
@@ -84,7 +86,7 @@ class CharRNN(nn.Module):
         nn.init.uniform_(self.head.weight, -bound, bound)
         nn.init.normal_(self.embedding.weight, std=1 / self.read_scale)
         if self.bigrams is not None:
-            nn.init.normal_(self.bigrams.table.weight)
+            nn.init.normal_(self.bigrams.table.weight, std=BIGRAM_SCALE)
 
     def forward(
         self,

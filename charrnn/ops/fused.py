@@ -6,6 +6,7 @@ Axes: T time, B batch, H hidden_size.
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from charrnn.ops.backends import Request, Weights
 from charrnn.ops.cells import State
+
+# oneDNN keeps the last 1,024 kernels that it has built, one or more for each shape, and some megabytes of memory with each:
+# batches of examples have a hundred lengths, and a run of them grew to 8 GB. It has no other switch, and reads it at its first kernel.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _DEVICES = ("cpu", "cuda", "mps")
 

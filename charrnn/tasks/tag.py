@@ -197,8 +197,6 @@ class Tagging:
         else:
             weights = None if self.weights is None else self.weights.to(flat.device)
             loss = F.cross_entropy(flat, asked, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
-            if (decision := decision_of(model)) is not None:
-                loss = loss + 0 * decision.sum()  # so that its gradient is 0, and not missing
         with torch.no_grad():
             plain = loss.detach()
             if crf is None and (label_smoothing or self.weights is not None):

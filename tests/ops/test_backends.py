@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -149,3 +152,33 @@ def test_a_request_reads_aloud() -> None:
     request = Request("gru", "cuda", torch.float32, torch.bfloat16, ragged=True)
     assert str(request) == "gru on cuda in bfloat16 with lengths"
     assert str(replace(request, autocast=None, ragged=False)) == "gru on cuda in float32"
+
+
+GROWTH = """
+import sys
+import torch
+from charrnn.layers.recurrent import RecurrentStack
+torch.set_num_threads(1)
+stack = RecurrentStack("lstm", 128, 128, bidirectional=True)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+for steps in range(20, 140):
+    if steps == 24:
+        before = resident()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = stack(torch.zeros(steps, 8, 128), None, lengths=torch.full((8,), steps), final_state=False)
+    outputs.sum().backward()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="reads /proc, and is of oneDNN's bf16 kernels"
+)
+def test_memory_does_not_grow_with_every_length_that_is_seen() -> None:
+    def growth(**environment: str) -> int:
+        inherited = {name: value for name, value in os.environ.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+        ran = subprocess.run([sys.executable, "-c", GROWTH], env=inherited | environment, capture_output=True, text=True, check=True)
+        return int(ran.stdout)
+
+    assert growth() < 0.7 * growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024")
