@@ -115,6 +115,8 @@ def report(loaded: Loaded, corpus: Corpus, *, head: bool = True) -> str:
         parts.append("the end of a document is new to it")
     elif old.end is not None and not corpus.documents:
         parts.append("it keeps its end of a document, though the new text is one stream without any")
+    if old.symbols != new.symbols and loaded.config.model.bigrams.buckets:
+        parts.append("its pairs of characters begin afresh")
     if not head:
         parts.append(f"its head for task {loaded.config.task} is left behind, and a fresh one begins")
     return f"{loaded.path}: " + ", ".join(parts)

@@ -22,7 +22,9 @@ from charrnn.errors import CheckpointError, ConfigError, UserError
 from charrnn.evaluation import per_char
 from charrnn.finetuning import keeps_head, prepare, report, widen
 from charrnn.models.char_rnn import CharRNN
-from charrnn.training import plan, train
+from charrnn.run_directory import RunDirectory
+from charrnn.tasks import load_task
+from charrnn.training import Trainer, plan, train
 from tests.data.texts import text_stream
 from tests.test_training import Listener, assert_same_run
 
@@ -327,3 +329,45 @@ def test_what_answers_must_be_alike_only_where_it_is_taken(tmp_path: Path) -> No
     prepare(build_config({"task": "tag", **sections, "model": {"hidden_size": 8, "crf": True}}, "test"), loaded)
     with pytest.raises(CheckpointError, match=r"model\.pooling is max there and mean here; set the same with --set model\.pooling=max"):
         prepare(build_config({"task": "classify", **sections, "model": {"hidden_size": 8, "pooling": "mean"}}, "test"), loaded)
+
+
+def test_a_model_that_fills_goes_on_as_one_that_classifies(settings: Settings, tmp_path: Path) -> None:
+    """What it learned of characters, of pairs of them and of how they follow one another is there to the bit."""
+    (tmp_path / "new.tsv").write_text("label\ttext\n" + "good\tthe cat sat\nbad\tdie Katze\n" * 20, encoding="utf-8")
+    shape = {"embedding_size": 6, "hidden_size": 8, "bidirectional": True, "bigrams": {"buckets": 50, "size": 3}}
+
+    def config(task: str, run: str, **data: Any) -> Config:
+        plain = settings("old", max_steps=1).model_dump(mode="json", exclude={"train": {"tbptt_window"}, "data": {"path"}})
+        sections = {"task": task, "run": str(tmp_path / run), "model": shape, "data": plain["data"] | data}
+        return build_config(plain | sections, "test")
+
+    train(config("fill", "filled", path=str(tmp_path / "old.txt"), documents="lines"), reporter=Listener())
+    before = load_model(tmp_path / "filled/last.safetensors")
+    wanted = prepare(config("classify", "told", path=str(tmp_path / "new.tsv")), before)
+    task = load_task(wanted)
+    assert task.vocabulary.symbols == before.vocabulary.symbols == SYMBOLS
+    assert task.vocabulary.characters.startswith(before.vocabulary.characters)
+    trainer = Trainer(task, RunDirectory(tmp_path / "told"), Listener(), torch.device("cpu"))
+    trainer.begin_with(before)
+    after = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
+    kept = [name for name in before.weights if name.startswith(("bigrams.", "recurrent."))]
+    assert len(kept) == 1 + 8
+    for name in kept:
+        assert torch.equal(after[name], before.weights[name]), name
+    rows = before.weights["embedding.weight"]
+    assert torch.equal(after["embedding.weight"][: len(rows)], rows)
+    assert "begin afresh" not in report(before, task.corpus)
+
+
+def test_pairs_that_begin_afresh_are_told_of(settings: Settings, tmp_path: Path) -> None:
+    """A stream has no end of a document, and labelled texts have: then every id is another."""
+    shape = {"embedding_size": 6, "hidden_size": 8, "bigrams": {"buckets": 50, "size": 3}}
+    config = build_config({"task": "fill", "data": {"path": "x"}, "model": shape, "train": {"max_steps": 1}}, "test")
+    known = Vocabulary(("unknown", "blank"), "ab")
+    save_model(tmp_path / "m.safetensors", CharRNN(config.model, len(known)), config, known, 1, {})
+    loaded = load_model(tmp_path / "m.safetensors")
+    (tmp_path / "new.tsv").write_text("label\ttext\n" + "good\tab\nbad\tba\n" * 20, encoding="utf-8")
+    sections = {"data": {"path": str(tmp_path / "new.tsv")}, "model": shape, "train": {"max_steps": 1}}
+    task = load_task(prepare(build_config({"task": "classify"} | sections, "test"), loaded))
+    assert not any(name.startswith("bigrams.") for name in widen(loaded, task.vocabulary, head=False))
+    assert "its pairs of characters begin afresh" in report(loaded, task.corpus, head=False)

@@ -294,6 +294,7 @@ def _vocabulary(train: list[Example], config: DataConfig, name: str) -> Vocabula
     vocabulary = Vocabulary.from_counts(
         {ord(character): count for character, count in counts.items()},
         ends=True,
+        blank=kept.blank,
         max_size=kept.max_size,
         min_count=kept.min_count,
         include=kept.include,
