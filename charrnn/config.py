@@ -623,7 +623,9 @@ def _explain(error: ValidationError, place: str, given: Mapping[str, str]) -> st
         complaints.setdefault(_key(complaint["loc"]), dict(complaint))
     key, first = next(iter(complaints.items()))
     name, section = ".".join(key), ".".join(key[:-1])
-    blamed = next((source for setting, source in given.items() if f"{name}.".startswith(f"{setting}.")), place)
+    # What speaks of several sections begins with the key that it is about.
+    about = name or str(first.get("ctx", {}).get("error", "")).partition(":")[0]
+    blamed = next((source for setting, source in given.items() if f"{about}.".startswith(f"{setting}.")), place)
     if first["type"] == "extra_forbidden":  # also where what was given lies inside of it
         blamed = next((source for setting, source in given.items() if f"{setting}.".startswith(f"{name}.")), blamed)
     others = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""

@@ -17,17 +17,19 @@ Axes: V old vocabulary size, W new vocabulary size.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from charrnn.checkpoint import Loaded
-from charrnn.config import Config
+from charrnn.config import Config, ModelConfig, build_config
 from charrnn.data.corpus import Corpus
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import CheckpointError, counted
+from charrnn.errors import CheckpointError, ConfigError, counted
 from charrnn.models.char_rnn import BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
@@ -50,7 +52,9 @@ def prepare(config: Config, loaded: Loaded) -> Config:
     differing = [(f"model.{key}", _said(there), _said(here)) for key, there, here in settings if there != here]
     if differing:
         facts = ", ".join(f"{key} is {there} there and {here} here" for key, there, here in differing)
-        remedy = f"set the same with {' '.join(f'--set {key}={there}' for key, there, _ in differing)}"
+        refusal = _refusal(config, old, compared)
+        flags = " ".join(f"--set {key}={there}" for key, there, _ in differing)
+        remedy = f"set the same with {flags}" if refusal is None else f"it cannot be the same here ({refusal}), so begin with another model"
         raise CheckpointError(f"{loaded.path}: cannot start from it: {facts}; {remedy}, or leave out --init-from")
     wanted = config.data.vocabulary
     known = loaded.vocabulary
@@ -63,6 +67,16 @@ def prepare(config: Config, loaded: Loaded) -> Config:
         }
     )
     return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
+
+
+def _refusal(config: Config, model: ModelConfig, keys: Sequence[str]) -> str | None:
+    """Why a configuration cannot have these keys as that model has them; None where it can."""
+    overrides = [f"model.{key}={json.dumps(attrgetter(key)(model))}" for key in keys]
+    try:
+        build_config(config.model_dump(mode="json"), "the config", overrides)
+    except ConfigError as error:
+        return str(error).partition(": ")[2].partition(";")[0]
+    return None
 
 
 def keeps_head(loaded: Loaded, config: Config, labels: tuple[str, ...]) -> bool:

@@ -97,6 +97,15 @@ def test_a_task_refuses_what_it_cannot_mean(task: str, sections: dict[str, Any],
     assert str(caught.value).startswith(f"run.yaml: {message}")
 
 
+@pytest.mark.parametrize("override", ["model.bidirectional=true", "model.bigrams.buckets=99", "data.example_length=9"])
+def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {path: a.txt}\ntrain: {max_steps: 9}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert str(caught.value).startswith(f"--set {override!r}: {override.partition('=')[0]}: ")
+
+
 @pytest.mark.parametrize(
     "task, sections",
     [

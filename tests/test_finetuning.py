@@ -371,3 +371,19 @@ def test_pairs_that_begin_afresh_are_told_of(settings: Settings, tmp_path: Path)
     task = load_task(prepare(build_config({"task": "classify"} | sections, "test"), loaded))
     assert not any(name.startswith("bigrams.") for name in widen(loaded, task.vocabulary, head=False))
     assert "its pairs of characters begin afresh" in report(loaded, task.corpus, head=False)
+
+
+def test_a_model_that_reads_from_both_sides_is_no_beginning_of_a_language_model(tmp_path: Path) -> None:
+    """What would be set alike is what a language model cannot be, so that is no remedy."""
+    shape = {"embedding_size": 6, "hidden_size": 8}
+    sections = {"data": {"path": "x"}, "train": {"max_steps": 1}}
+    config = build_config({"task": "fill", "model": shape | {"bidirectional": True}, **sections}, "test")
+    known = Vocabulary(SYMBOLS, "ab")
+    save_model(tmp_path / "m.safetensors", CharRNN(config.model, len(known)), config, known, 1, {})
+    with pytest.raises(CheckpointError) as caught:
+        prepare(build_config({"model": shape, **sections}, "test"), load_model(tmp_path / "m.safetensors"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'm.safetensors'}: cannot start from it: model.bidirectional is true there and false here; it cannot be the same here "
+        "(model.bidirectional: a language model that reads from both sides has read its own answer), so begin with another model, "
+        "or leave out --init-from"
+    )
