@@ -404,6 +404,13 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _judged(self) -> Config:
+        if self.model.crf and (self.train.class_weights is not None or self.train.label_smoothing):
+            key = "train.class_weights" if self.train.class_weights is not None else "train.label_smoothing"
+            raise ValueError(f"{key}: is of labels that are judged one by one, and model.crf judges them together; leave one of them out")
+        return self
+
     @property
     def is_labelled(self) -> bool:
         """Whether a model of this task answers with labels, and not with characters."""

@@ -81,6 +81,8 @@ TASKS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("tag", {"data": {"documents": "lines"}}, "data.labels: column reads labels from CoNLL columns"),
     ("tag", {"data": {"format": "conll", "labels": "punctuation"}}, "data.format: conll is of task tag with labels: column, and labels is"),
+    ("tag", {"model": {"crf": True}, "train": {"class_weights": "balanced"}}, "train.class_weights: is of labels that are judged one"),
+    ("tag", {"model": {"crf": True}, "train": {"label_smoothing": 0.1}}, "train.label_smoothing: is of labels that are judged one"),
     (
         "fill",
         {"model": {"bidirectional": True, "tied_embeddings": True, "embedding_size": 256}},

@@ -246,8 +246,13 @@ def have_columns(files: Sequence[Source]) -> bool:
 
 
 def unknown_label(example: Example, label: str, labels: tuple[str, ...], character: int = 0) -> DataError:
-    known = ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
-    return DataError(f"{example.place(character)}: unknown label {short(label)}; expected one of {known}{did_you_mean(label, labels)}")
+    expected = f"expected one of {listed(labels)}{did_you_mean(label, labels)}"
+    return DataError(f"{example.place(character)}: unknown label {short(label)}; {expected}")
+
+
+def listed(labels: Sequence[str]) -> str:
+    """As a message names them: not all, where they are many."""
+    return ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
 
 
 def _all(examples: Iterable[Example | DataError]) -> list[Example]:

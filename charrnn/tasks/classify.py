@@ -5,11 +5,10 @@ Axes: T time, B batch, K labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from charrnn.metrics import Confusion, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating
 from charrnn.tables import confusion_table
-from charrnn.tasks.task import State
+from charrnn.tasks.task import State, class_weights
 
 PREVIEWED = 5  # texts
 BEGINNING = 60  # characters of a text that are shown
@@ -167,24 +166,6 @@ class Classifier:
     def _weights(self) -> Tensor | None:
         _, answers = self._splits["train"]
         return class_weights(self.config.train.class_weights, self.labels, np.bincount(answers, minlength=len(self.labels)))
-
-
-def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, labels: Sequence[str], counts: Ids) -> Tensor | None:
-    """What each label counts in the loss, (K,); None where all count the same. `counts`: how often each stands in train, (K,).
-
-    Balanced, a label weighs n / (K n_k), so that all labels come to the same and their mean over the texts is 1; one that train
-    lacks weighs as if it stood there once. Raises DataError where a weight is given for no label.
-    """
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        return torch.from_numpy(counts.sum() / (len(labels) * np.maximum(counts, 1))).float()
-    assert not isinstance(wanted, str)
-    for label in wanted:
-        if label not in labels:
-            known = ", ".join(labels[:NAMED]) + (", …" if len(labels) > NAMED else "")
-            raise DataError(f"train.class_weights: no label {short(label)}; expected some of {known}{did_you_mean(label, labels)}")
-    return torch.tensor([wanted.get(label, 1.0) for label in labels])
 
 
 def shortened(ids: Ids, length: int) -> Ids:

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from charrnn.config import Config, DataConfig
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import SPLITS, Corpus, Ids, Progress, hash_files, load_corpus
+from charrnn.data.corpus import SPLITS, Corpus, Progress, hash_files, load_corpus
 from charrnn.data.formats import read_file
 from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file, sentences
 from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark
 from charrnn.data.padding import buckets
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
-from charrnn.errors import ConfigError, DataError, UserError, counted, did_you_mean
+from charrnn.errors import DataError, UserError, counted, did_you_mean
 from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.tables import aligned, named
 from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
-from charrnn.tasks.task import Scores, State
+from charrnn.tasks.task import Scores, State, class_weights
 
 COMMONEST = 8  # labels in a note
 STEPS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)  # that are tried of a mark's part in the decision, in nats
@@ -113,7 +113,9 @@ class Tagging:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", Scheme.of(self.labels))
-        object.__setattr__(self, "weights", _weights(self.config, self.labels, self.splits["train"].labels))
+        counts = np.bincount(self.splits["train"].labels, minlength=len(self.labels))  # none of a file that a trained model reads
+        wanted = self.config.train.class_weights if counts.any() else None
+        object.__setattr__(self, "weights", class_weights(wanted, self.labels, counts))
 
     @classmethod
     def load(cls, config: Config, progress: Progress | None = None) -> Tagging:
@@ -341,20 +343,3 @@ def _with_marks(data: DataConfig) -> DataConfig:
     missing = "".join(mark for mark in data.marks if mark not in data.vocabulary.include)
     vocabulary = data.vocabulary.model_copy(update={"include": data.vocabulary.include + missing})
     return data.model_copy(update={"vocabulary": vocabulary})
-
-
-def _weights(config: Config, labels: tuple[str, ...], seen: Ids) -> Tensor | None:
-    wanted = config.train.class_weights
-    if config.model.crf and (wanted is not None or config.train.label_smoothing):
-        key = "train.class_weights" if wanted is not None else "train.label_smoothing"
-        raise ConfigError(f"{key}: is of labels that are judged one by one, and model.crf judges them together; leave one of them out")
-    if wanted is None or not len(seen):
-        return None
-    if wanted == "balanced":
-        counts = np.bincount(seen, minlength=len(labels))
-        return torch.tensor(len(seen) / (len(labels) * np.maximum(1, counts)), dtype=torch.float32)
-    for label in wanted:
-        if label not in labels:
-            hint = did_you_mean(label, labels) or f"; expected some of {', '.join(labels)}"
-            raise ConfigError(f"train.class_weights: {label!r} is no label of the text{hint}")
-    return torch.tensor([wanted.get(label, 1.0) for label in labels])

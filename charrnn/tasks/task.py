@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import Batch
-from charrnn.data.corpus import Corpus, Progress
+from charrnn.data.corpus import Corpus, Ids, Progress
+from charrnn.data.labelled import listed
 from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import DataError, did_you_mean, short
 from charrnn.metrics import Tally, less_is_better
 
 if TYPE_CHECKING:
@@ -131,3 +134,20 @@ def shortcomings(corpus: Corpus) -> list[str]:
         share = corpus.unknown / len(corpus.ids)
         notes.append(f"{corpus.unknown:,} characters ({share:.2%}) are outside the vocabulary: read as unknown, and not scored")
     return notes
+
+
+def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, labels: Sequence[str], counts: Ids) -> Tensor | None:
+    """What each label counts in the loss, (K,); None where all count the same. `counts`: how often each stands in train, (K,).
+
+    Balanced, a label weighs n / (K n_k), so that all labels come to the same and their mean over the texts is 1; one that train
+    lacks weighs as if it stood there once. Raises DataError where a weight is given for no label.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        return torch.from_numpy(counts.sum() / (len(labels) * np.maximum(counts, 1))).float()
+    assert not isinstance(wanted, str)
+    for label in wanted:
+        if label not in labels:
+            raise DataError(f"train.class_weights: no label {short(label)}; expected some of {listed(labels)}{did_you_mean(label, labels)}")
+    return torch.tensor([wanted.get(label, 1.0) for label in labels])

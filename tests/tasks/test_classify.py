@@ -14,7 +14,8 @@ from charrnn.data.batch import IGNORED, Batch
 from charrnn.errors import DataError, UserError
 from charrnn.metrics import Tally
 from charrnn.tasks import load_task
-from charrnn.tasks.classify import Classifier, Scores, class_weights, probabilities, shortened
+from charrnn.tasks.classify import Classifier, Scores, probabilities, shortened
+from charrnn.tasks.task import class_weights
 
 ROWS = [("abc"[n % 3 if n % 4 else 0], "text " * (n % 7) + f"number {n}") for n in range(40)]
 
