@@ -35,7 +35,7 @@ from charrnn.lock import locked
 
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
-BLOCK = 1 << 24  # ids of documents put into their order at a time
+BLOCK = 1 << 24  # ids put into the order of their documents, or searched for the ends of these, at a time
 BUILDING = ".building-"  # what a folder is called in which an entry is being made
 FORMAT = 3  # of the cache; a change makes old entries strangers
 OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that name a split's own files
@@ -66,15 +66,34 @@ class Corpus:
 
     def split(self, name: str) -> Ids:
         """Raises UserError where there is no such split."""
-        if name not in SPLITS:
-            raise UserError(f"split {name!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(name, SPLITS)}")
+        expect_split(name)
         start, stop = self.ranges[name]
         return self.ids[start:stop]
+
+    def edges(self, name: str) -> Ids:
+        """Where the documents of a split begin and end in it, each without its `end`, (documents, 2) int64; a stream is one.
+
+        Those that are empty are left out.
+        """
+        ids, end = self.split(name), self.vocabulary.end
+        ends = [np.zeros(0, dtype=np.int64)]
+        if end is not None:
+            ends += [np.flatnonzero(ids[at : at + BLOCK] == end) + at for at in range(0, len(ids), BLOCK)]
+        stops = np.concatenate([*ends, [len(ids)]])
+        starts = np.concatenate([[0], stops[:-1] + (end is not None)])
+        edges = np.stack([starts, stops], axis=1)
+        return edges[edges[:, 0] < edges[:, 1]]
 
     def forget_pages(self) -> None:
         """Let the system take back the pages that were read: they come again from the file when they are needed."""
         if self.mapped is not None:
             _forget(self.mapped)
+
+
+def expect_split(name: str) -> None:
+    """Raises UserError where there is no such split."""
+    if name not in SPLITS:
+        raise UserError(f"split {name!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(name, SPLITS)}")
 
 
 def encode_text(vocabulary: Vocabulary, pieces: Iterable[tuple[str, list[int]]]) -> Ids:

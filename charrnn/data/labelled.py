@@ -20,7 +20,7 @@ import numpy as np
 
 from charrnn.config import DataConfig, FiltersConfig
 from charrnn.data.batch import IGNORED
-from charrnn.data.corpus import SPLITS, Corpus, Ids, encode_text
+from charrnn.data.corpus import SPLITS, Corpus, Ids, encode_text, expect_split
 from charrnn.data.decoding import halves
 from charrnn.data.documents import lines_of
 from charrnn.data.files import Source, find_files, sources
@@ -193,11 +193,11 @@ class Labelled:
     labels: tuple[str, ...]  # sorted; a target is an index of it
     targets: Ids  # (N,) int32: a text's at its `end`, or a character's at the character; IGNORED elsewhere
 
-    def documents(self, split: str) -> list[tuple[int, int]]:
-        """Where each document of a split lies: its first place in `ids`, and that of its `end`."""
-        start, stop = self.corpus.ranges[split]
-        ends = start + np.flatnonzero(self.corpus.ids[start:stop] == self.corpus.vocabulary.end)
-        return list(zip([start, *(ends[:-1] + 1).tolist()], ends.tolist()))
+    def split(self, name: str) -> Ids:
+        """The targets of a split, beside its ids. Raises UserError where there is no such split."""
+        expect_split(name)
+        start, stop = self.corpus.ranges[name]
+        return self.targets[start:stop]
 
 
 def load_labelled(config: DataConfig, seed: int, read: Read = texts) -> Labelled:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from charrnn.config import Config
 from charrnn.data.batch import Batch
-from charrnn.data.corpus import SPLITS, Corpus, Ids, Progress
+from charrnn.data.corpus import SPLITS, Corpus, Ids, Progress, expect_split
 from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file
 from charrnn.data.padding import buckets, pad
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError, UserError, counted, did_you_mean, short
+from charrnn.errors import DataError, counted, short
 from charrnn.metrics import Confusion, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating
@@ -134,7 +134,7 @@ class Classifier:
         if len(self._splits["val"][0]) == 0:
             notes.append("the val split holds no text, so there is nothing to evaluate on; raise data.val_fraction or name data.val_path")
         longest = self.config.data.example_length
-        longer = sum(end - start > longest for split in SPLITS for start, end in self.labelled.documents(split))
+        longer = sum(int((np.diff(self.corpus.edges(split)) > longest).sum()) for split in SPLITS)
         if longer:
             notes.append(
                 f"{counted(longer, 'text')} of more than {longest:,} characters: of each the first and the last half of so many are read"
@@ -145,8 +145,7 @@ class Classifier:
         return notes
 
     def _examples(self, split: str) -> tuple[list[Ids], Ids]:
-        if split not in SPLITS:
-            raise UserError(f"split {split!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        expect_split(split)
         if not self._splits[split][0]:
             remedy = f"raise data.{split}_fraction, name data.{split}_path or add texts"
             raise DataError(f"data.{split}_fraction: the {split} split holds no text; expected some to classify, so {remedy}")
@@ -157,9 +156,9 @@ class Classifier:
         """The texts of each split as they are read, and their labels, (N,) int32."""
         found = {}
         for split in SPLITS:
-            places = self.labelled.documents(split)
-            texts = [shortened(self.corpus.ids[start:end], self.config.data.example_length) for start, end in places]
-            found[split] = texts, self.labelled.targets[[end for _, end in places]]
+            ids, edges = self.corpus.split(split), self.corpus.edges(split)
+            texts = [shortened(ids[start:end], self.config.data.example_length) for start, end in edges]
+            found[split] = texts, self.labelled.split(split)[edges[:, 1]]
         return found
 
     @cached_property

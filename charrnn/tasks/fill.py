@@ -31,7 +31,6 @@ from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating, opening
 from charrnn.tasks.task import State, shortcomings
 
-BLOCK = 1 << 24  # ids that are searched for the ends of documents at a time
 FORGET = 256  # batches after which the system may have the pages of the text back
 BEST = 5  # of so many guesses, accuracy_at_5 asks whether one is right
 SHOWN = "□"  # a blank, where a person reads it
@@ -153,8 +152,7 @@ class Fill:
 
     @cached_property
     def _documents(self) -> dict[str, Ids]:
-        """Where the documents of each split begin and end without their `end`, (documents, 2); a stream is one."""
-        return {split: _documents_in(self.corpus.split(split), self.vocabulary.end) for split in SPLITS}
+        return {split: self.corpus.edges(split) for split in SPLITS}
 
     def _shown(self, ids: Ids) -> str:
         symbols = {self.vocabulary.unknown: STRANGE, self.vocabulary.blank: SHOWN}
@@ -232,17 +230,6 @@ def _translation(one: Vocabulary, other: Vocabulary) -> list[int]:
     """The id in another vocabulary of each id: (V,). What it lacks is unknown to it."""
     symbols = [getattr(other, symbol) for symbol in one.symbols]
     return [other.unknown if symbol is None else symbol for symbol in symbols] + other.encode(one.characters)
-
-
-def _documents_in(ids: Ids, end: int | None) -> Ids:
-    """Where documents begin and end, (documents, 2), without those that are empty."""
-    ends = [np.zeros(0, dtype=np.int64)]
-    if end is not None:
-        ends = [np.flatnonzero(ids[at : at + BLOCK] == end) + at for at in range(0, len(ids), BLOCK)] or ends
-    stops = np.concatenate([*ends, [len(ids)]])
-    starts = np.concatenate([[0], stops[:-1] + (end is not None)])
-    edges = np.stack([starts, stops], axis=1)
-    return edges[edges[:, 0] < edges[:, 1]]
 
 
 def _cut(start: int, stop: int, longest: int, shift: float) -> Ids:

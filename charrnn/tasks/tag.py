@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from charrnn.config import Config, DataConfig
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import SPLITS, Corpus, Progress, hash_files, load_corpus
+from charrnn.data.corpus import SPLITS, Corpus, Progress, expect_split, hash_files, load_corpus
 from charrnn.data.formats import read_file
 from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file, sentences
 from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark
 from charrnn.data.padding import buckets
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
-from charrnn.errors import DataError, UserError, counted, did_you_mean
+from charrnn.errors import DataError, counted
 from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
 from charrnn.models.char_rnn import CharRNN
 from charrnn.tables import aligned, named
@@ -153,11 +153,10 @@ class Tagging:
     def _of_columns(cls, config: Config, labelled: Labelled) -> Tagging:
         splits = {}
         for split in SPLITS:
-            start, stop = labelled.corpus.ranges[split]
-            ids, targets = labelled.corpus.ids[start:stop], labelled.targets[start:stop]
-            ends = ids == labelled.corpus.vocabulary.end
-            closed = np.cumsum(~ends)[ends]  # characters before each end
-            splits[split] = Read(ids[~ends], targets[~ends].astype(np.int64), np.concatenate([[0], closed]).astype(np.int64))
+            ids = labelled.corpus.split(split)
+            characters = ids != labelled.corpus.vocabulary.end
+            edges = np.concatenate([[0], np.diff(labelled.corpus.edges(split)).cumsum()]).astype(np.int64)
+            splits[split] = Read(ids[characters], labelled.split(split)[characters].astype(np.int64), edges)
         return cls(config, labelled.corpus, labelled.labels, splits)
 
     @property
@@ -299,8 +298,7 @@ class Tagging:
         return notes
 
     def _split(self, split: str) -> Read:
-        if split not in SPLITS:
-            raise UserError(f"split {split!r}: there is no such split; expected {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        expect_split(split)
         if not len(self.splits[split].ids):
             remedy = "add text" if split == "train" else f"raise data.{split}_fraction, name data.{split}_path or add text"
             raise DataError(f"split {split!r}: holds no characters to label; expected some, so {remedy}")

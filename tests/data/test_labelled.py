@@ -37,10 +37,11 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 def content(labelled: Labelled, split: str = "train") -> list[tuple[str, Any]]:
     """What a split holds, as text and labels again."""
     corpus = labelled.corpus
+    ids, targets = corpus.split(split), labelled.split(split)
     found: list[tuple[str, Any]] = []
-    for start, end in labelled.documents(split):
-        text = "".join(corpus.vocabulary.decode([i]) or "⁇" for i in corpus.ids[start:end].tolist())
-        inside, last = labelled.targets[start:end].tolist(), int(labelled.targets[end])
+    for start, end in corpus.edges(split):
+        text = "".join(corpus.vocabulary.decode([i]) or "⁇" for i in ids[start:end].tolist())
+        inside, last = targets[start:end].tolist(), int(targets[end])
         if last == IGNORED:
             found.append((text, [labelled.labels[i] for i in inside]))
         else:
