@@ -32,6 +32,12 @@ class Tally:
         nats, count, correct = (p.reshape(()).to(own.dtype).to(device) for p, own in zip(parts, (zero.nats, zero.count, zero.correct)))
         return cls(nats, count, correct)
 
+    @classmethod
+    def of_answers(cls, nats: Tensor, answers: Tensor, targets: Tensor) -> Tally:
+        """`nats`, a sum, and answers beside their targets, of which those below 0 were not asked."""
+        asked = targets >= 0
+        return cls(nats.detach().to(sum_dtype(nats.device)), asked.sum(), ((answers == targets) & asked).sum())
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.nats + other.nats, self.count + other.count, self.correct + other.correct)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 IGNORED = -1  # a target that nobody is asked for: characters outside the vocabulary, what is read along with others, padding
@@ -17,6 +18,10 @@ class Batch:
     targets: Tensor  # (T, B) ids or labels, IGNORED where nothing is asked; (B,) where a whole text has one answer
     lengths: Tensor | None  # (B,) or None where all are T
     continues: bool  # the text goes on where the last batch stopped, so the state may too
+
+    def to(self, device: torch.device) -> Batch:
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), lengths, self.continues)
 
     @property
     def chars(self) -> int:

@@ -22,11 +22,10 @@ from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file
 from charrnn.data.padding import buckets, pad
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, counted, short
-from charrnn.metrics import Confusion, Tally, sum_dtype
-from charrnn.models.char_rnn import CharRNN
+from charrnn.metrics import Confusion, Tally
 from charrnn.sampling import evaluating
 from charrnn.tables import confusion_table
-from charrnn.tasks.task import State, class_weights
+from charrnn.tasks.task import State, class_weights, fresh_model, read_alone
 
 PREVIEWED = 5  # texts
 BEGINNING = 60  # characters of a text that are shown
@@ -85,9 +84,7 @@ class Classifier:
         return self.labelled.labels
 
     def model(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
-            return CharRNN(self.config.model, len(self.vocabulary), len(self.labels))
+        return fresh_model(self)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         texts, answers = self._examples(split)
@@ -102,14 +99,15 @@ class Classifier:
     def loss(
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
-        logits, targets = _logits(model, batch, generator), batch.targets.to(next(model.parameters()).device)  # (B, K), (B,)
+        logits, batch = read_alone(model, batch, generator)  # (B, K)
         weights = None if self._weights is None else self._weights.to(logits.device)
-        loss = F.cross_entropy(logits, targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
-        return loss, _tally(logits.detach(), targets), ()
+        loss = F.cross_entropy(logits, batch.targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
+        return loss, _tally(logits.detach(), batch.targets), ()
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Scores, State]:
-        logits, targets = _logits(model, batch), batch.targets.to(next(model.parameters()).device)
-        return Scores(_tally(logits, targets), Confusion.of(targets, logits.argmax(-1), len(self.labels)), self.labels), ()
+        logits, batch = read_alone(model, batch)
+        confusion = Confusion.of(batch.targets, logits.argmax(-1), len(self.labels))
+        return Scores(_tally(logits, batch.targets), confusion, self.labels), ()
 
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """A few texts of the val split, or of train where there is none, with the answer to each, and the truth where that is another."""
@@ -178,17 +176,8 @@ def shortened(ids: Ids, length: int) -> Ids:
 def probabilities(model: nn.Module, texts: Sequence[Ids]) -> Tensor:
     """Of each label for each of some texts, side by side: (B, K) float32 on the CPU."""
     with evaluating(model):
-        return _logits(model, pad(texts, np.zeros(len(texts), dtype=np.int32))).softmax(-1).cpu()
-
-
-def _logits(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-    """(B, K) float32."""
-    device = next(model.parameters()).device
-    lengths = None if batch.lengths is None else batch.lengths.to(device)
-    logits, _ = model(batch.inputs.to(device), None, lengths=lengths, generator=generator)
-    return torch.as_tensor(logits).float()
+        return read_alone(model, pad(texts, np.zeros(len(texts), dtype=np.int32)))[0].softmax(-1).cpu()
 
 
 def _tally(logits: Tensor, targets: Tensor) -> Tally:
-    nats = F.cross_entropy(logits, targets, reduction="sum")
-    return Tally(nats.to(sum_dtype(logits.device)), torch.tensor(len(targets), device=logits.device), (logits.argmax(-1) == targets).sum())
+    return Tally.of_answers(F.cross_entropy(logits, targets, reduction="sum"), logits.argmax(-1), targets)

@@ -26,10 +26,9 @@ from charrnn.data.padding import buckets, pad
 from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.metrics import Tally, sum_dtype
-from charrnn.models.char_rnn import CharRNN
+from charrnn.metrics import Tally
 from charrnn.sampling import evaluating, opening
-from charrnn.tasks.task import State, shortcomings
+from charrnn.tasks.task import State, fresh_model, shortcomings
 
 FORGET = 256  # batches after which the system may have the pages of the text back
 BEST = 5  # of so many guesses, accuracy_at_5 asks whether one is right
@@ -77,9 +76,7 @@ class Fill:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
-            return CharRNN(self.config.model, len(self.vocabulary))
+        return fresh_model(self)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Each character of the split stands in one example. Blanks, and in train windows and order, are drawn from (seed, epoch) alone."""
@@ -105,8 +102,8 @@ class Fill:
         logits, targets = self._answers(model, batch, generator)
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
         with torch.no_grad():
-            nats = F.cross_entropy(logits, targets, reduction="sum") if label_smoothing else loss.detach()
-            tally = _tally(logits, targets, nats)
+            nats = F.cross_entropy(logits, targets, reduction="sum") if label_smoothing else loss
+            tally = Tally.of_answers(nats, logits.argmax(-1), targets)
         return loss, tally, ()
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[FillScores, State]:
@@ -208,22 +205,17 @@ def measure_beside(task: Fill, model: nn.Module, other: nn.Module, other_task: s
 
 def blank_answers(model: nn.Module, batch: Batch, symbols: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Logits over the characters where something is asked, (N, C), and what was, (N,). The first `symbols` ids are none."""
-    device = next(model.parameters()).device
+    batch = batch.to(next(model.parameters()).device)
     asked = batch.targets != IGNORED  # (T, B)
-    lengths = None if batch.lengths is None else batch.lengths.to(device)
-    logits, _ = model(batch.inputs.to(device), None, lengths=lengths, at=asked.to(device), generator=generator)  # (N, V)
-    return logits[:, symbols:].float(), batch.targets[asked].to(device) - symbols
+    logits, _ = model(batch.inputs, None, lengths=batch.lengths, at=asked, generator=generator)  # (N, V)
+    return logits[:, symbols:].float(), batch.targets[asked] - symbols
 
 
 def _scores(logits: Tensor, targets: Tensor) -> FillScores:
     """(N, C), (N,) -> their sums."""
     best = logits.topk(min(BEST, logits.size(-1)), -1).indices == targets.unsqueeze(-1)  # (N, BEST)
-    return FillScores(_tally(logits, targets, F.cross_entropy(logits, targets, reduction="sum")), best.sum())
-
-
-def _tally(logits: Tensor, targets: Tensor, nats: Tensor) -> Tally:
-    count = torch.tensor(len(targets), device=logits.device)
-    return Tally(nats.to(sum_dtype(logits.device)), count, (logits.argmax(-1) == targets).sum())
+    nats = F.cross_entropy(logits, targets, reduction="sum")
+    return FillScores(Tally.of_answers(nats, logits.argmax(-1), targets), best.sum())
 
 
 def _translation(one: Vocabulary, other: Vocabulary) -> list[int]:

@@ -20,10 +20,9 @@ from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
 from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.metrics import Tally, sum_dtype
-from charrnn.models.char_rnn import CharRNN
+from charrnn.metrics import Tally
 from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
-from charrnn.tasks.task import State, shortcomings
+from charrnn.tasks.task import State, fresh_model, shortcomings
 
 EVALUATION_COLUMNS = 8
 EVALUATION_COLUMN = 2000  # characters that a column should have before another one is opened
@@ -51,9 +50,7 @@ class LanguageModel:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
-            return CharRNN(self.config.model, len(self.vocabulary))
+        return fresh_model(self)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         if split == "train":
@@ -68,15 +65,14 @@ class LanguageModel:
     def loss(
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
-        device = next(model.parameters()).device
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device).flatten()  # (T, B), (T·B,)
-        logits, state = model(inputs, state, generator=generator)
+        batch = batch.to(next(model.parameters()).device)
+        logits, state = model(batch.inputs, state, generator=generator)
+        targets = batch.targets.flatten()  # (T·B,)
         logits = logits.flatten(0, 1).float()  # (T·B, V)
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
         with torch.no_grad():
             nats = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") if label_smoothing else loss.detach()
-            correct = (logits.argmax(-1) == targets).sum()  # no id is IGNORED
-            tally = Tally(nats.to(sum_dtype(device)), (targets != IGNORED).sum(), correct)
+            tally = Tally.of_answers(nats, logits.argmax(-1), targets)
         return loss, tally, state
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Tally, State]:

@@ -25,11 +25,10 @@ from charrnn.data.padding import buckets
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
 from charrnn.errors import DataError, counted
-from charrnn.metrics import Confusion, Spans, Tally, sum_dtype
-from charrnn.models.char_rnn import CharRNN
+from charrnn.metrics import Confusion, Spans, Tally
 from charrnn.tables import aligned, named
 from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
-from charrnn.tasks.task import Scores, State, class_weights
+from charrnn.tasks.task import Scores, State, class_weights, fresh_model, read_alone
 
 COMMONEST = 8  # labels in a note
 STEPS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)  # that are tried of a mark's part in the decision, in nats
@@ -164,9 +163,7 @@ class Tagging:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
-            return CharRNN(self.config.model, len(self.vocabulary), labels=len(self.labels))
+        return fresh_model(self)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Of train, windows cut at other places in each epoch; of the others, windows with margins that are read and not asked for."""
@@ -190,20 +187,20 @@ class Tagging:
     def loss(
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
-        logits, targets, lengths = self._read(model, batch, generator)
+        logits, batch = read_alone(model, batch, generator)  # (T, B, K)
         crf = crf_of(model)
-        flat, asked = logits.flatten(0, 1), targets.flatten()  # (T·B, K), (T·B,)
+        flat, asked = logits.flatten(0, 1), batch.targets.flatten()  # (T·B, K), (T·B,)
         if crf is not None:
-            loss = crf.nats(logits, targets, lengths).sum()
+            loss = crf.nats(logits, batch.targets, batch.lengths).sum()
         else:
             weights = None if self.weights is None else self.weights.to(flat.device)
             loss = F.cross_entropy(flat, asked, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
         with torch.no_grad():
-            plain = loss.detach()
+            plain = loss
             if crf is None and (label_smoothing or self.weights is not None):
                 plain = F.cross_entropy(flat, asked, ignore_index=IGNORED, reduction="sum")
-            correct = (flat.argmax(-1) == asked).sum()  # of a CRF its emissions' own answer: a walk for each step would cost too much
-            tally = Tally(plain.to(sum_dtype(flat.device)), (asked != IGNORED).sum(), correct)
+            # Of a CRF its emissions' own answer: a walk for each step would cost too much.
+            tally = Tally.of_answers(plain, flat.argmax(-1), asked)
         return loss, tally, ()
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[TagScores, State]:
@@ -211,7 +208,8 @@ class Tagging:
 
         A span that reaches beyond what a window answers is counted there as far as it goes.
         """
-        logits, targets, lengths = self._read(model, batch, None)
+        logits, batch = read_alone(model, batch)  # (T, B, K)
+        targets, lengths = batch.targets, batch.lengths
         crf, marks = crf_of(model), self.config.data.labels != "column"
         if crf is None:
             answers = choose(logits.flatten(0, 1), decision_of(model), marks).view_as(targets)  # (T, B)
@@ -223,8 +221,7 @@ class Tagging:
             else F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         )
         asked = targets != IGNORED  # (T, B)
-        hits = (answers == targets) & asked
-        tally = Tally(nats.to(sum_dtype(logits.device)), asked.sum(), hits.sum())
+        tally = Tally.of_answers(nats, answers, targets)
         if marks:
             confusion = Confusion.of(targets[asked], answers[asked], len(self.labels))
             kept = () if crf is not None else ((logits[asked].half().cpu(), targets[asked].cpu()),)
@@ -253,13 +250,6 @@ class Tagging:
         correct = (answers == truth).sum().to(scores.tally.correct)
         confusion = Confusion.of(truth, answers, len(self.labels))
         return TagScores.of_marks(Tally(scores.tally.nats, scores.tally.count, correct), confusion, self.labels, scores.asked)
-
-    def _read(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits (T, B, K) in float32, targets (T, B) and lengths (B,), on the model's device."""
-        device = next(model.parameters()).device
-        lengths = None if batch.lengths is None else batch.lengths.to(device)
-        logits, _ = model(batch.inputs.to(device), None, lengths=lengths, generator=generator)
-        return logits.float(), batch.targets.to(device), lengths
 
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
         """The beginning of the val split, or of what it learns from, as it would be labelled."""

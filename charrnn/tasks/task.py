@@ -17,6 +17,7 @@ from charrnn.data.labelled import listed
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, did_you_mean, short
 from charrnn.metrics import Tally, less_is_better
+from charrnn.models.char_rnn import CharRNN
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,6 +117,20 @@ def chosen_by(task: Task) -> tuple[str, bool]:
     """The metric that chooses the best model, without `val_`, and whether less of it is better: what train.best_by names, or the task."""
     named = task.config.train.best_by
     return task.best_by if named is None else (named, less_is_better(named))
+
+
+def fresh_model(task: Task) -> CharRNN:
+    """What Task.model promises."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(task.config.seed)
+        return CharRNN(task.config.model, len(task.vocabulary), len(task.labels) or None)
+
+
+def read_alone(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Batch]:
+    """The logits of examples in float32, (T, B, K), or pooled (B, K), and the batch beside them on the model's device."""
+    batch = batch.to(next(model.parameters()).device)
+    logits, _ = model(batch.inputs, None, lengths=batch.lengths, generator=generator)
+    return torch.as_tensor(logits).float(), batch
 
 
 def carry(state: State | None, batch: Batch) -> State | None:
