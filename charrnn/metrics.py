@@ -81,11 +81,6 @@ class Spans:
     hit: Tensor  # how many of the answered are there
 
     @classmethod
-    def zero(cls, labels: int, device: torch.device | str = "cpu") -> Spans:
-        none = torch.zeros(labels, dtype=torch.int64, device=device)
-        return cls(none, none, none)
-
-    @classmethod
     def of(cls, truth: Collection[tuple[int, int, int]], answer: Collection[tuple[int, int, int]], labels: int) -> Spans:
         """Of two sets of (start, stop, label): a span is hit where all three agree."""
 
@@ -118,16 +113,13 @@ class Spans:
         return float(figures[met].mean()) if bool(met.any()) else 0.0
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
-        """Of all labels together, and the means over them."""
+        """Of all labels together."""
         micro = self.together()
-        return {
-            f"{prefix}precision": float(micro.precision()),
-            f"{prefix}recall": float(micro.recall()),
-            f"{prefix}f1": float(micro.f1()),
-            f"{prefix}macro_precision": self.macro(self.precision()),
-            f"{prefix}macro_recall": self.macro(self.recall()),
-            f"{prefix}macro_f1": self.macro(self.f1()),
-        }
+        return _figures(prefix, float(micro.precision()), float(micro.recall()), float(micro.f1()))
+
+    def as_means(self, prefix: str = "") -> dict[str, float]:
+        """The same keys, of the means over the labels."""
+        return _figures(prefix, self.macro(self.precision()), self.macro(self.recall()), self.macro(self.f1()))
 
 
 @dataclass(frozen=True)
@@ -135,10 +127,6 @@ class Confusion:
     """What was answered for what: rows are the truth, columns the answers."""
 
     counts: Tensor  # (K, K) int64
-
-    @classmethod
-    def zero(cls, labels: int, device: torch.device | str = "cpu") -> Confusion:
-        return cls(torch.zeros(labels, labels, dtype=torch.int64, device=device))
 
     @classmethod
     def of(cls, truth: Tensor, answers: Tensor, labels: int) -> Confusion:
@@ -164,6 +152,10 @@ class Confusion:
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         return {f"{prefix}accuracy": self.accuracy(), f"{prefix}macro_f1": self.macro_f1()}
+
+
+def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:
+    return {f"{prefix}precision": precision, f"{prefix}recall": recall, f"{prefix}f1": f1}
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import nn
 
-from charrnn.data.batch import IGNORED
+from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import split_configs
 from charrnn.data.files import find_files
 from charrnn.device import resolve_precision
@@ -56,7 +57,7 @@ class Plan:
 def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
     """The plan of a task with its model on a device. Raises UnsupportedBackend where the backend that is named cannot run it."""
     config, corpus = task.config, task.corpus
-    shapes = [tuple(batch.inputs.shape) for batch in islice(task.batches("train"), LOOKED_AT)]  # each (T, B)
+    batches = list(islice(task.batches("train"), LOOKED_AT))
     parameters, characters = count_parameters(model), len(corpus.split("train"))
     per_parameter = characters / parameters
     precision = resolve_precision(config.train.precision, device)
@@ -74,14 +75,14 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         files=corpus.files,
         left_out=sum(len(find_files(data, key)) for key, data in split_configs(config.data).items()) - corpus.files,
         documents=corpus.documents,
-        memory_bytes=_memory(task, parameters, max(steps * columns for steps, columns in shapes)),
+        memory_bytes=_memory(task, parameters, batches),
         vocabulary_size=len(task.vocabulary),
         steps_per_epoch=task.steps_per_epoch(),
         batches="windows" if config.is_windowed else "batches",
         device=str(device),
         precision=str(precision).removeprefix("torch."),
         backend=explain(config.model.backend, request),
-        shards=shard_count(device, max(columns for _, columns in shapes), config.train.shards),
+        shards=shard_count(device, max(batch.inputs.size(1) for batch in batches), config.train.shards),
         notes=[*task.notes(), *_without_effect(task)],
         warnings=warnings,
     )
@@ -105,13 +106,13 @@ def _without_effect(task: Task) -> list[str]:
     return [f"{' and '.join(named)} {have} no effect: no value is measured without a val split; raise data.val_fraction or add text"]
 
 
-def _memory(task: Task, parameters: int, chars: int) -> int:
-    """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of a batch."""
+def _memory(task: Task, parameters: int, batches: Sequence[Batch]) -> int:
+    """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of the widest batch."""
     model, train = task.config.model, task.config.train
     kept = 1 + OPTIMIZER_COPIES[train.optimizer] + (1 if train.ema_decay else 0)
     weights = parameters * (2 * kept + 1)  # the last good state doubles what is kept; the gradients are not
     # A layer keeps its input's product and its gates, their derivatives, states, outputs; the head its logits and theirs.
     layer = 2 * CELLS[model.cell].gates * model.output_size + 4 * model.output_size
-    answers = len(task.labels) or len(task.vocabulary)
-    batch = chars * (2 * model.embedding_size + model.num_layers * layer + 4 * answers)
-    return 4 * (weights + batch)
+    read = model.embedding_size + (model.bigrams.size * (2 if model.bidirectional else 1) if model.bigrams.buckets else 0)
+    char, answer = 2 * read + model.num_layers * layer, 4 * (len(task.labels) or len(task.vocabulary))
+    return 4 * (weights + max(batch.inputs.numel() * char + int((batch.targets != IGNORED).sum()) * answer for batch in batches))

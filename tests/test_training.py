@@ -23,7 +23,7 @@ from torch import Tensor
 
 from charrnn import checkpoint, evaluation, lock, training
 from charrnn.checkpoint import load_model, load_state, save_model, save_state
-from charrnn.config import Config, build_config
+from charrnn.config import BlanksConfig, Config, build_config
 from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
@@ -1074,6 +1074,19 @@ def fill(tmp_path: Path) -> Settings:
         return build_config({"task": "fill", "run": str(tmp_path / name), "device": "cpu", **sections}, "test")
 
     return build
+
+
+def test_the_plan_counts_pairs_and_only_answers_that_are_asked(fill: Settings) -> None:
+    plain, pairs = (training.plan(fill(model={"bigrams": {"buckets": buckets, "size": 1000}})) for buckets in (0, 2))
+    weights = pairs.parameters - plain.parameters
+    # AdamW's two moments and the weight, each once more in the last good state, and the gradient; then both pairs of each character.
+    assert pairs.memory_bytes - plain.memory_bytes > 4 * weights * 7 + 4 * 2 * 2000
+    config = fill(batch_size=1)
+    few, many = (
+        training.plan(config.model_copy(update={"data": config.data.model_copy(update={"blanks": BlanksConfig(per_example=count)})}))
+        for count in (1, 3)
+    )
+    assert few.memory_bytes < many.memory_bytes
 
 
 def test_a_run_of_examples_tells_in_its_unit(fill: Settings, tmp_path: Path) -> None:

@@ -58,13 +58,10 @@ class TagScores:
         """precision, recall and f1 of all spans together; of marks the means over them, and `segmentation_`: any mark or none."""
         figures = self.tally.as_metrics(prefix)
         if self.confusion is None or len(self.names) == 1:
-            together = self.spans.together()
-            return figures | _figures(prefix, float(together.precision()), float(together.recall()), float(together.f1()))
-        spans = self.spans
-        mean = spans.macro(spans.f1())
-        figures |= _figures(prefix, spans.macro(spans.precision()), spans.macro(spans.recall()), mean) | {f"{prefix}mean_f1": mean}
-        pauses = self._pauses(self.confusion)
-        return figures | _figures(f"{prefix}segmentation_", float(pauses.precision()), float(pauses.recall()), float(pauses.f1()))
+            return figures | self.spans.as_metrics(prefix)
+        means = self.spans.as_means(prefix)
+        figures |= means | {f"{prefix}mean_f1": means[f"{prefix}f1"]}
+        return figures | self._pauses(self.confusion).as_metrics(f"{prefix}segmentation_")
 
     @property
     def count(self) -> Tensor:
@@ -88,10 +85,6 @@ class TagScores:
         """Any mark as one label; label 0 is none."""
         counts = confusion.counts
         return Spans(counts[:, 1:].sum().view(1), counts[1:].sum().view(1), counts[1:, 1:].sum().view(1))
-
-
-def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:
-    return {f"{prefix}precision": precision, f"{prefix}recall": recall, f"{prefix}f1": f1}
 
 
 def _rows(spans: Spans) -> Iterator[tuple[float, float, float, int, int]]:
