@@ -50,6 +50,24 @@ def test_it_is_embedding_torchs_lstm_and_head() -> None:
     torch.testing.assert_close(logits(ours), ours.head(lstm(ours.embedding(ids()))[0]))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_the_configuration_says_of_the_stack_is_done(bidirectional: bool) -> None:
+    width = 24 if bidirectional else 12
+    sizes: dict[str, Any] = {"num_layers": 1, "embedding_size": width, "bidirectional": bidirectional}
+    plain = model(**sizes)
+    read = plain.embedding(ids())  # (T, B, E)
+    written = plain.recurrent(read, None)[0]  # (T, B, W)
+    normed = torch.nn.functional.layer_norm(written, (width,))
+    for options, expected in (
+        ({"residual": True}, read + written),
+        ({"layer_norm": True}, normed),
+        ({"residual": True, "layer_norm": True}, read + normed),
+    ):
+        ours = model(**sizes, **options)
+        ours.load_state_dict(plain.state_dict(), strict=False)  # a norm begins as none: times 1, plus 0
+        torch.testing.assert_close(logits(ours), plain.head(expected))
+
+
 def test_it_sees_no_later_character() -> None:
     ours, text = model(), ids()
     changed = text.clone()
