@@ -176,6 +176,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one_way": {},
     "bidirectional": {"bidirectional": True},
     "residual_norm": {"bidirectional": True, "embedding_size": 24, "residual": True, "layer_norm": True},
+    "pairs": {"bidirectional": True, "bigrams": {"buckets": 64, "size": 3}},
     **{kind: {"bidirectional": True, "pooling": kind} for kind in KINDS},
 }
 
@@ -336,6 +337,14 @@ def test_pairs_are_read_beside_the_characters(bidirectional: bool) -> None:
     after = model(changed, None)[0]
     # In one direction no step may know of a later character, through its pairs neither.
     assert torch.equal(before[:4], after[:4]) == (not bidirectional)
+
+
+def test_pairs_are_dropped_in_training_only() -> None:
+    pairs = {"buckets": 64, "size": 3}
+    ours, plain = model(bigrams=pairs, dropout={"bigrams": 0.5}), model(bigrams=pairs)
+    assert torch.equal(logits(ours, 1), logits(ours, 1))
+    assert not torch.equal(logits(ours, 1), logits(ours, 2))
+    assert torch.equal(logits(ours.eval(), 1), logits(plain))
 
 
 def test_some_characters_are_read_as_unknown_in_training_only() -> None:
