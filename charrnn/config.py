@@ -175,9 +175,9 @@ class DataConfig(Section):
     field: Text | None = None  # of jsonl, csv and tsv: where the text is
     label: Text | None = None  # of the same, for classify: where the label is; `label` by default
     labels: Literal["column", "punctuation", "segmentation"] = "column"  # for tag: in the file, or made of its marks, which are taken out
-    marks: Annotated[str, AfterValidator(_distinct), Field(min_length=1)] = "，。、；：？！"  # those that are taken out
+    marks: Annotated[str, AfterValidator(_distinct), Field(min_length=1)] = "，。、；：？！"  # for tag: those that are learned
     example_length: Count = 256  # characters of an example at most, for fill, classify and tag
-    blanks: BlanksConfig = BlanksConfig()
+    blanks: BlanksConfig = BlanksConfig()  # for fill: what is hidden
     pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
     template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
     script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it
@@ -274,12 +274,12 @@ class ModelConfig(Section):
     embedding_size: Width = 64
     hidden_size: Width = 256  # units per layer and direction
     num_layers: Annotated[int, Field(gt=0, le=1000)] = 1
-    bidirectional: bool = False  # each layer reads from both ends, and hands up 2 · hidden_size
-    tied_embeddings: bool = False  # head and embedding share one matrix
+    bidirectional: bool = False  # not for lm: each layer reads from both ends, and hands up 2 · hidden_size
+    tied_embeddings: bool = False  # for lm and fill: head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
-    bigrams: BigramsConfig = BigramsConfig()  # pairs of neighbours are read too
+    bigrams: BigramsConfig = BigramsConfig()  # for fill, classify and tag: pairs of neighbours are read too
     residual: bool = False  # a layer's input is added to its output, where they are equally wide
-    pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # of classify: makes one answer of a text
+    pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # for classify: one answer of a text; by default max
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
@@ -303,8 +303,8 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: Count = 32  # parallel streams
-    tbptt_window: Count = 128  # steps through which gradients flow
+    batch_size: Count = 32  # parallel streams, or examples
+    tbptt_window: Count = 128  # for lm: steps through which gradients flow
     max_steps: Count | None = None  # the run ends at the first of the three limits
     max_epochs: Limit | None = None
     max_minutes: Limit | None = None
@@ -319,7 +319,7 @@ class TrainConfig(Section):
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # schedule: plateau multiplies by this …
     plateau_patience: Count = 2  # … after so many evaluations without a better value
     max_grad_norm: PositiveFloat = 1.0
-    accumulate: Count = 1  # windows whose gradients make one step
+    accumulate: Count = 1  # windows, or batches of examples, whose gradients make one step
     shards: Count = 1  # groups of columns, each with a CPU thread of its own; see docs/performance.md for when it pays
     threads: Count | None = None  # that share a product on a CPU; left out, all there are, and one while other programs hold the cores
     label_smoothing: Fraction = 0.0
@@ -331,7 +331,7 @@ class TrainConfig(Section):
     evaluate_every: Count = 500  # steps
     save_every: Count = 500
     log_every: Count = 50
-    keep_text: bool = False  # the run keeps its encoded training text, for `sample --novelty` and `--no-copy`
+    keep_text: bool = False  # for lm: the run keeps its encoded training text, for `sample --novelty` and `--no-copy`
 
     @model_validator(mode="after")
     def _ends(self) -> TrainConfig:

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from charrnn import filling
 from charrnn.config import ModelConfig
@@ -101,6 +101,29 @@ def test_a_narrow_beam_finds_distinct_fillings_in_the_right_order(monkeypatch: p
     assert texts == sorted(texts, key=lambda text: -expected[text])
     shares = [f.probability for f in found.fillings]
     assert shares[0] / shares[1] == pytest.approx(expected[texts[0]] / expected[texts[1]], rel=1e-4)
+
+
+class SureOfTheSecond(nn.Module):
+    """Of two blanks it can only tell the second, which is b; and the first, which is a, from the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))  # says which device it is on
+
+    def forward(self, inputs: Tensor, state: None, *, at: Tensor) -> tuple[Tensor, tuple[()]]:
+        guessed, told, second = torch.tensor([[0.24, 0.22, 0.28, 0.26], [0.97, 0.01, 0.01, 0.01], [0.03, 0.9, 0.04, 0.03]]).log()
+        logits = torch.zeros(*inputs.shape, len(VOCABULARY))  # (T, B, V)
+        logits[0, :, FIRST:] = torch.where((inputs[1] == VOCABULARY.id("b")).unsqueeze(-1), told, guessed)
+        logits[1, :, FIRST:] = second
+        return logits[at], ()
+
+
+def test_the_surest_blank_is_filled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the left, two partial fillings side by side would begin with c and d, and never come to a."""
+    monkeypatch.setattr(filling, "WIDTH", 1)
+    found = fill(SureOfTheSecond(), VOCABULARY, "__", longest=9, top=1)
+    assert [f.text for f in found.fillings] == ["ab"]
+    assert [blank.choices[0][0] for blank in found.blanks] == ["c", "b"]
 
 
 def test_how_much_is_read_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

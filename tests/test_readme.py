@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from charrnn.cli import app, main
+from charrnn.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "docs/performance.md"]
@@ -21,12 +22,12 @@ def text(name: str) -> str:
 
 
 def commands() -> list[str]:
-    """Every line of a bash block, and every `charrnn …` between backticks."""
+    """Every line of a bash block, and every `charrnn …` between backticks; a name that needs arguments and has none is but a name."""
     found = []
     for name in DOCUMENTS:
         for block in re.findall(r"```bash\n(.*?)```", text(name), flags=re.DOTALL):
             found += [line for line in block.splitlines() if line.strip()]
-        found += re.findall(r"`(charrnn (?:train|sample|eval|info|backends)[^`\n]*)`", text(name))
+        found += re.findall(r"`(charrnn (?:train|sample|eval|info|backends|(?:score|fill|classify|tag) )[^`\n]*)`", text(name))
     return list(dict.fromkeys(found))
 
 
@@ -34,7 +35,7 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert {line.split()[1] for line in OURS} >= {"train", "sample", "eval", "info", "backends", "classify"}
+    assert {line.split()[1] for line in OURS} >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag"}
 
 
 @pytest.mark.parametrize("line", OURS)
@@ -67,7 +68,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for line in sorted(OURS, key=trains, reverse=True):
         arguments = shlex.split(line, comments=True)[1:]
         if trains(line):
-            has_text = re.search(r"lyrics|data\.path|-sample\.yaml", line)
+            has_text = re.search(r"lyrics|data\.path|-(sample|places)\.yaml", line)
             short = TINY if has_text else {**TINY, "data.source": "files", "data.path": "input.txt"}
             arguments += [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
         with pytest.raises(SystemExit) as end:
@@ -83,10 +84,21 @@ def test_a_script_is_there_and_can_be_run(line: str) -> None:
     assert script.is_file() and script.stat().st_mode & 0o111
 
 
-def test_what_the_file_map_names_is_there() -> None:
+def test_the_file_map_names_every_module_and_folder_once() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| .* \|$", text("README.md").partition("## Where things are")[2], flags=re.MULTILINE)
-    assert len(rows) > 10
-    assert not [row for row in rows if not (ROOT / row).exists()]
+    rooms = [path for path in (ROOT / "charrnn").iterdir() if not path.name.startswith("__")]
+    folders = [ROOT / name for name in ("configs", "data", "docs", "scripts", "tests")]
+    assert sorted(rows) == sorted(f"{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in (*rooms, *folders))
+
+
+def test_the_readme_names_every_task_and_extra() -> None:
+    told = text("README.md")
+    assert re.findall(r"^\| `(\w+)` \| .* \| `charrnn (\w+) ", told, flags=re.MULTILINE) == [
+        (task, "sample" if task == "lm" else task) for task in TASKS
+    ]
+    section = text("pyproject.toml").partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", section, flags=re.MULTILINE)
+    assert not [extra for extra in extras if extra != "dev" and f"charrnn[{extra}]" not in told]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

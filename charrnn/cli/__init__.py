@@ -28,7 +28,7 @@ LESS_MEMORY = {
 }
 
 app = typer.Typer(
-    help="Character-level recurrent neural networks: train on text, let it write, measure it.",
+    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify or tag, and measure them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -50,6 +50,24 @@ def test_it_is_embedding_torchs_lstm_and_head() -> None:
     torch.testing.assert_close(logits(ours), ours.head(lstm(ours.embedding(ids()))[0]))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_the_configuration_says_of_the_stack_is_done(bidirectional: bool) -> None:
+    width = 24 if bidirectional else 12
+    sizes: dict[str, Any] = {"num_layers": 1, "embedding_size": width, "bidirectional": bidirectional}
+    plain = model(**sizes)
+    read = plain.embedding(ids())  # (T, B, E)
+    written = plain.recurrent(read, None)[0]  # (T, B, W)
+    normed = torch.nn.functional.layer_norm(written, (width,))
+    for options, expected in (
+        ({"residual": True}, read + written),
+        ({"layer_norm": True}, normed),
+        ({"residual": True, "layer_norm": True}, read + normed),
+    ):
+        ours = model(**sizes, **options)
+        ours.load_state_dict(plain.state_dict(), strict=False)  # a norm begins as none: times 1, plus 0
+        torch.testing.assert_close(logits(ours), plain.head(expected))
+
+
 def test_it_sees_no_later_character() -> None:
     ours, text = model(), ids()
     changed = text.clone()
@@ -158,6 +176,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one_way": {},
     "bidirectional": {"bidirectional": True},
     "residual_norm": {"bidirectional": True, "embedding_size": 24, "residual": True, "layer_norm": True},
+    "pairs": {"bidirectional": True, "bigrams": {"buckets": 64, "size": 3}},
     **{kind: {"bidirectional": True, "pooling": kind} for kind in KINDS},
 }
 
@@ -318,6 +337,14 @@ def test_pairs_are_read_beside_the_characters(bidirectional: bool) -> None:
     after = model(changed, None)[0]
     # In one direction no step may know of a later character, through its pairs neither.
     assert torch.equal(before[:4], after[:4]) == (not bidirectional)
+
+
+def test_pairs_are_dropped_in_training_only() -> None:
+    pairs = {"buckets": 64, "size": 3}
+    ours, plain = model(bigrams=pairs, dropout={"bigrams": 0.5}), model(bigrams=pairs)
+    assert torch.equal(logits(ours, 1), logits(ours, 1))
+    assert not torch.equal(logits(ours, 1), logits(ours, 2))
+    assert torch.equal(logits(ours.eval(), 1), logits(plain))
 
 
 def test_some_characters_are_read_as_unknown_in_training_only() -> None:
