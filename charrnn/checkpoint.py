@@ -191,11 +191,13 @@ def _check_weights(path: Path, weights: dict[str, Tensor], config: Config, vocab
     if config.model.num_layers > len(weights):
         raise CheckpointError(f"{path}: damaged: its config asks for {config.model.num_layers} layers and it holds {len(weights)} tensors")
     with torch.device("meta"):
-        expected = {name: tuple(p.shape) for name, p in CharRNN(config.model, len(vocabulary), len(labels) or None).named_parameters()}
-    check_shapes({name: tuple(w.shape) for name, w in weights.items()}, expected, f"{path}: damaged: ")
+        expected = dict(CharRNN(config.model, len(vocabulary), len(labels) or None).named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
+    check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, shapes, f"{path}: damaged: ")
     for name, weight in weights.items():
-        if not weight.is_floating_point():
-            raise CheckpointError(f"{path}: damaged: tensor {name!r} is {weight.dtype}; expected floating point")
+        if weight.is_floating_point() != expected[name].is_floating_point():
+            kind = "floating point" if expected[name].is_floating_point() else "whole numbers"
+            raise CheckpointError(f"{path}: damaged: tensor {name!r} is {weight.dtype}; expected {kind}")
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], place: str) -> None:

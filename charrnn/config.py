@@ -259,14 +259,9 @@ class DropoutConfig(Section):
 class BigramsConfig(Section):
     """Pairs of neighbouring characters as a second input, beside the characters; for fill, classify and tag."""
 
-    buckets: Annotated[int, Field(ge=0, le=1 << 26)] = 0  # rows of the table that pairs are hashed into; 0 is off, 131072 is usual
+    max_size: Annotated[int, Field(ge=0, le=1 << 26)] = 0  # the most frequent so many; 0 is off, 100000 is usual
+    min_count: Count = 2  # of those that the text has so many times: what is seen once is learned by heart
     size: Width = 64  # of a pair's vector
-
-    @model_validator(mode="after")
-    def _hashes(self) -> BigramsConfig:
-        if self.buckets == 1:
-            raise ValueError("buckets: 1 is no table to hash into; set 0 for none, or some thousands, such as 131072")
-        return self
 
 
 class ModelConfig(Section):
@@ -286,8 +281,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        if self.dropout.bigrams and not self.bigrams.buckets:
-            raise ValueError("dropout.bigrams is of model.bigrams, and there are none; set bigrams.buckets, or leave dropout.bigrams out")
+        if self.dropout.bigrams and not self.bigrams.max_size:
+            raise ValueError("dropout.bigrams is of model.bigrams, and there are none; set bigrams.max_size, or leave dropout.bigrams out")
         if self.tied_embeddings and self.embedding_size != self.output_size:
             outputs = f"twice hidden_size ({self.output_size})" if self.bidirectional else f"hidden_size ({self.hidden_size})"
             raise ValueError(

@@ -35,7 +35,7 @@ from charrnn.models.char_rnn import BY_ID
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
 SHAPE = (
     "cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm",
-    "bigrams.buckets", "bigrams.size",
+    "bigrams.max_size", "bigrams.size",
 )  # fmt: skip
 ANSWER = ("pooling", "crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
@@ -129,7 +129,7 @@ def report(loaded: Loaded, corpus: Corpus, *, head: bool = True) -> str:
         parts.append("the end of a document is new to it")
     elif old.end is not None and not corpus.documents:
         parts.append("it keeps its end of a document, though the new text is one stream without any")
-    if old.symbols != new.symbols and loaded.config.model.bigrams.buckets:
+    if old.symbols != new.symbols and loaded.config.model.bigrams.max_size:
         parts.append("its pairs of characters begin afresh")
     if not head:
         parts.append(f"its head for task {loaded.config.task} is left behind, and a fresh one begins")

@@ -107,8 +107,9 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
-        self._averaged: list[Tensor] = list(self.model.parameters())
-        self._followed: list[Tensor] = list(model.parameters())
+        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.requires_grad]
+        self._averaged: list[Tensor] = [own for own, _ in pairs]
+        self._followed: list[Tensor] = [other for _, other in pairs]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -113,6 +113,6 @@ def _memory(task: Task, parameters: int, batches: Sequence[Batch]) -> int:
     weights = parameters * (2 * kept + 1)  # the last good state doubles what is kept; the gradients are not
     # A layer keeps its input's product and its gates, their derivatives, states, outputs; the head its logits and theirs.
     layer = 2 * CELLS[model.cell].gates * model.output_size + 4 * model.output_size
-    read = model.embedding_size + (model.bigrams.size * (2 if model.bidirectional else 1) if model.bigrams.buckets else 0)
+    read = model.embedding_size + (model.bigrams.size * (2 if model.bidirectional else 1) if model.bigrams.max_size else 0)
     char, answer = 2 * read + model.num_layers * layer, 4 * (len(task.labels) or len(task.vocabulary))
     return 4 * (weights + max(batch.inputs.numel() * char + int((batch.targets != IGNORED).sum()) * answer for batch in batches))

@@ -99,7 +99,7 @@ def test_a_task_refuses_what_it_cannot_mean(task: str, sections: dict[str, Any],
     assert str(caught.value).startswith(f"run.yaml: {message}")
 
 
-@pytest.mark.parametrize("override", ["model.bidirectional=true", "model.bigrams.buckets=99", "data.example_length=9"])
+@pytest.mark.parametrize("override", ["model.bidirectional=true", "model.bigrams.max_size=99", "data.example_length=9"])
 def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Path, override: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("data: {path: a.txt}\ntrain: {max_steps: 9}\n", encoding="utf-8")

@@ -334,7 +334,7 @@ def test_what_answers_must_be_alike_only_where_it_is_taken(tmp_path: Path) -> No
 def test_a_model_that_fills_goes_on_as_one_that_classifies(settings: Settings, tmp_path: Path) -> None:
     """What it learned of characters, of pairs of them and of how they follow one another is there to the bit."""
     (tmp_path / "new.tsv").write_text("label\ttext\n" + "good\tthe cat sat\nbad\tdie Katze\n" * 20, encoding="utf-8")
-    shape = {"embedding_size": 6, "hidden_size": 8, "bidirectional": True, "bigrams": {"buckets": 50, "size": 3}}
+    shape = {"embedding_size": 6, "hidden_size": 8, "bidirectional": True, "bigrams": {"max_size": 50, "size": 3}}
 
     def config(task: str, run: str, **data: Any) -> Config:
         plain = settings("old", max_steps=1).model_dump(mode="json", exclude={"train": {"tbptt_window"}, "data": {"path"}})
@@ -351,7 +351,7 @@ def test_a_model_that_fills_goes_on_as_one_that_classifies(settings: Settings, t
     trainer.begin_with(before)
     after = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
     kept = [name for name in before.weights if name.startswith(("bigrams.", "recurrent."))]
-    assert len(kept) == 1 + 8
+    assert len(kept) == 2 + 8
     for name in kept:
         assert torch.equal(after[name], before.weights[name]), name
     rows = before.weights["embedding.weight"]
@@ -361,7 +361,7 @@ def test_a_model_that_fills_goes_on_as_one_that_classifies(settings: Settings, t
 
 def test_pairs_that_begin_afresh_are_told_of(settings: Settings, tmp_path: Path) -> None:
     """A stream has no end of a document, and labelled texts have: then every id is another."""
-    shape = {"embedding_size": 6, "hidden_size": 8, "bigrams": {"buckets": 50, "size": 3}}
+    shape = {"embedding_size": 6, "hidden_size": 8, "bigrams": {"max_size": 50, "size": 3}}
     config = build_config({"task": "fill", "data": {"path": "x"}, "model": shape, "train": {"max_steps": 1}}, "test")
     known = Vocabulary(("unknown", "blank"), "ab")
     save_model(tmp_path / "m.safetensors", CharRNN(config.model, len(known)), config, known, 1, {})

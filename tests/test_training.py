@@ -1077,7 +1077,7 @@ def fill(tmp_path: Path) -> Settings:
 
 
 def test_the_plan_counts_pairs_and_only_answers_that_are_asked(fill: Settings) -> None:
-    plain, pairs = (training.plan(fill(model={"bigrams": {"buckets": buckets, "size": 1000}})) for buckets in (0, 2))
+    plain, pairs = (training.plan(fill(model={"bigrams": {"max_size": buckets, "size": 1000}})) for buckets in (0, 2))
     weights = pairs.parameters - plain.parameters
     # AdamW's two moments and the weight, each once more in the last good state, and the gradient; then both pairs of each character.
     assert pairs.memory_bytes - plain.memory_bytes > 4 * weights * 7 + 4 * 2 * 2000

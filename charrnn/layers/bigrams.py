@@ -1,6 +1,6 @@
-"""Pairs of neighbouring characters, looked up in one table.
+"""Pairs of neighbouring characters, looked up in a table of those that are frequent.
 
-Axes: T time, B batch, N buckets of the table, P size of a pair's vector.
+Axes: T time, B batch, N pairs of the table, P size of a pair's vector.
 """
 
 from __future__ import annotations
@@ -9,38 +9,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Odd multipliers of 64-bit mixing (Steele et al. 2014, the generator SplitMix): neighbouring ids land far apart.
-_FIRST, _SECOND = -0x61C8864680B583EB, -0x4B47D0C5DF8A7E55  # 2's complement of 0x9E3779B97F4A7C15 and 0xB4B82F3A207581AB
+ID_BITS = 21  # of a character's id; Unicode has fewer than 2²¹ characters
+NO_PAIR = torch.iinfo(torch.int64).max  # behind all keys
 
 
 class Bigrams(nn.Module):
     """What stands at t together with the character before it and, where the future may be read, with the one behind it.
 
-    A character alone is a poor feature where many characters are half of a word. Pairs are hashed into a table of fixed size
-    (the hashing trick, Weinberger et al. 2009). The edge of a text counts as a neighbour. Row 0 is that of no pair in particular.
+    A character alone is a poor feature where many characters are half of a word. Row 0 of the table is that of all pairs that
+    are not in it, and of the edges of a text. Hashed into a table without keys, as is usual, a pair that was never seen would
+    be taken for one that was: of a new book that is every third.
     """
 
-    def __init__(self, buckets: int, size: int, *, following: bool) -> None:
+    def __init__(self, max_size: int, size: int, *, following: bool) -> None:
         super().__init__()
         self.following = following
         self.output_size = size * (2 if following else 1)
-        self.table = nn.Embedding(buckets, size, _weight=torch.empty(buckets, size))
+        self.keys = nn.Parameter(torch.full((max_size,), NO_PAIR), requires_grad=False)  # (N,) int64, ascending
+        self.table = nn.Embedding(max_size + 1, size, _weight=torch.empty(max_size + 1, size))
+
+    @torch.no_grad()
+    def keep(self, pairs: Tensor) -> None:
+        """Have these pairs of ids in the table, (n, 2) with n at most N. Raises ValueError for more."""
+        if len(pairs) > len(self.keys):
+            raise ValueError(f"{len(pairs)} pairs; the table has room for {len(self.keys)}")
+        self.keys.fill_(NO_PAIR)
+        self.keys[: len(pairs)] = _key(pairs[:, 0], pairs[:, 1]).sort().values
 
     def forward(
         self, inputs: Tensor, lengths: Tensor | None, *, dropped: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """inputs (T, B) int64, lengths (B,) or None where all are T -> (T, B, P), or (T, B, 2P) with the pair that begins at t.
 
-        `dropped` is the share of pairs that are read as row 0 in training: another text has many that were never seen.
+        `dropped` is the share of pairs that are read as row 0 in training: another text has many that are not in the table.
         """
-        edge = inputs.new_full((1, inputs.size(1)), -1)  # (1, B): no id
-        if lengths is not None:  # the padding is the edge
-            inputs = torch.where(torch.arange(inputs.size(0), device=inputs.device).unsqueeze(-1) < lengths, inputs, -1)
-        first, second = torch.cat([edge, inputs]), torch.cat([inputs, edge])  # (T + 1, B)
-        mixed = first * _FIRST + second * _SECOND
-        rows = 1 + (mixed ^ (mixed >> 29)).remainder(self.table.num_embeddings - 1)  # (T + 1, B): pair t ends at t
+        keys = _key(inputs[:-1], inputs[1:])  # (T - 1, B)
+        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        there = self.keys[at] == keys
+        if lengths is not None:  # a pair with padding is none
+            there = there & (torch.arange(1, inputs.size(0), device=inputs.device).unsqueeze(-1) < lengths)
         if self.training and dropped:
-            draws = torch.rand(rows.shape, device=rows.device, generator=generator)
-            rows = torch.where(draws < dropped, 0, rows)
-        pairs = F.embedding(rows, self.table.weight)  # (T + 1, B, P)
-        return torch.cat([pairs[:-1], pairs[1:]], -1) if self.following else pairs[:-1]
+            there = there & (torch.rand(keys.shape, device=keys.device, generator=generator) >= dropped)
+        rows = torch.where(there, at + 1, 0)
+        edge = rows.new_zeros(1, inputs.size(1))
+        before = F.embedding(torch.cat([edge, rows]), self.table.weight)  # (T, B, P)
+        if not self.following:
+            return before
+        return torch.cat([before, F.embedding(torch.cat([rows, edge]), self.table.weight)], -1)
+
+
+def _key(first: Tensor, second: Tensor) -> Tensor:
+    return first << ID_BITS | second

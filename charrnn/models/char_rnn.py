@@ -24,7 +24,7 @@ from charrnn.ops.cells import State
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
 UNKNOWN = 0  # the id of every vocabulary for what it does not know
-BIGRAM_SCALE = 0.1  # standard deviation: a pair that was never seen must say little, and of a new text many never were
+BIGRAM_SCALE = 0.1  # standard deviation: a pair says little before it has been seen
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
 
@@ -50,7 +50,7 @@ class CharRNN(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, _weight=torch.empty(vocabulary_size, config.embedding_size))
         # Both pairs that a character stands in, or the one with the character before it where the future may not be read.
         pairs = config.bigrams
-        self.bigrams = Bigrams(pairs.buckets, pairs.size, following=config.bidirectional) if pairs.buckets else None
+        self.bigrams = Bigrams(pairs.max_size, pairs.size, following=config.bidirectional) if pairs.max_size else None
         self.recurrent = RecurrentStack(
             config.cell,
             config.embedding_size + (self.bigrams.output_size if self.bigrams else 0),
@@ -137,8 +137,8 @@ class CharRNN(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that are learned; a shared tensor counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Numbers that are learned; a shared tensor counts once. Which pairs a table is of is not learned by steps."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
 
 
 class RecurrentSizes(NamedTuple):

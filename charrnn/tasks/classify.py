@@ -84,7 +84,7 @@ class Classifier:
         return self.labelled.labels
 
     def model(self) -> nn.Module:
-        return fresh_model(self)
+        return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         texts, answers = self._examples(split)

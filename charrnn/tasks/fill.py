@@ -76,7 +76,7 @@ class Fill:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        return fresh_model(self)
+        return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Each character of the split stands in one example. Blanks, and in train windows and order, are drawn from (seed, epoch) alone."""

@@ -50,7 +50,7 @@ class LanguageModel:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        return fresh_model(self)
+        return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         if split == "train":

@@ -156,7 +156,7 @@ class Tagging:
         return self.corpus.vocabulary
 
     def model(self) -> nn.Module:
-        return fresh_model(self)
+        return fresh_model(self, self.splits["train"].ids)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Of train, windows cut at other places in each epoch; of the others, windows with margins that are read and not asked for."""

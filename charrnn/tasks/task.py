@@ -14,6 +14,7 @@ from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Ids, Progress
 from charrnn.data.labelled import listed
+from charrnn.data.pairs import frequent_pairs
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, did_you_mean, short
 from charrnn.metrics import Tally, less_is_better
@@ -119,11 +120,16 @@ def chosen_by(task: Task) -> tuple[str, bool]:
     return task.best_by if named is None else (named, less_is_better(named))
 
 
-def fresh_model(task: Task) -> CharRNN:
-    """What Task.model promises."""
+def fresh_model(task: Task, text: Ids) -> CharRNN:
+    """What Task.model promises. `text`: what it will learn from, (N,) ids, of which the pairs that it reads are the frequent ones."""
+    wanted = task.config.model.bigrams
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(task.config.seed)
-        return CharRNN(task.config.model, len(task.vocabulary), len(task.labels) or None)
+        model = CharRNN(task.config.model, len(task.vocabulary), len(task.labels) or None)
+    if model.bigrams is not None:
+        pairs = frequent_pairs(text, len(task.vocabulary.symbols), wanted.max_size, wanted.min_count)
+        model.bigrams.keep(torch.from_numpy(pairs))
+    return model
 
 
 def read_alone(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Batch]:

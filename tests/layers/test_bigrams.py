@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from charrnn.layers.bigrams import Bigrams
@@ -10,53 +11,54 @@ from charrnn.layers.bigrams import Bigrams
 T, B, P = 5, 3, 4
 
 
-def bigrams(following: bool = True, buckets: int = 4096) -> Bigrams:
-    module = Bigrams(buckets, P, following=following)
+def bigrams(pairs: list[tuple[int, int]], following: bool = True) -> Bigrams:
+    module = Bigrams(len(pairs) + 2, P, following=following)
     torch.nn.init.normal_(module.table.weight, generator=torch.Generator().manual_seed(0))
+    module.keep(torch.tensor(pairs))
     return module
 
 
-def text() -> torch.Tensor:
-    return torch.randint(0, 50, (T, B), generator=torch.Generator().manual_seed(1))
-
-
 def test_a_step_has_the_pair_that_ends_there_and_the_one_that_begins_there() -> None:
-    ids = torch.tensor([[7], [8], [7], [8]])
-    pairs = bigrams()(ids, None)[:, 0]  # (T, 2P)
+    ids = torch.tensor([[7], [8], [7], [8], [9]])
+    module = bigrams([(8, 7), (7, 8)])
+    pairs = module(ids, None)[:, 0]  # (T, 2P)
     before, behind = pairs[:, :P], pairs[:, P:]
+    none = module.table.weight[0]
     assert torch.equal(before[1:], behind[:-1])
     assert torch.equal(before[1], before[3])  # 7 8, both times
     assert not torch.equal(before[1], before[2])  # 8 7 is another pair
-    assert not torch.equal(before[0], before[2])  # the beginning is a neighbour too
-    assert torch.equal(bigrams(following=False)(ids, None)[:, 0], before)
+    for vector in (before[0], behind[-1], before[4]):  # the edges, and 8 9, which is not in the table
+        assert torch.equal(vector, none)
+    assert not any(torch.equal(vector, none) for vector in before[1:4])
+    assert torch.equal(bigrams([(8, 7), (7, 8)], following=False)(ids, None)[:, 0], before)
 
 
 def test_padding_is_the_edge_of_the_text_and_leaks_nothing() -> None:
-    ids, lengths, module = text(), torch.tensor([5, 2, 3]), bigrams()
+    ids = torch.randint(0, 4, (T, B), generator=torch.Generator().manual_seed(1))
+    lengths, module = torch.tensor([5, 2, 3]), bigrams([(a, b) for a in range(4) for b in range(4)])
     padded = module(ids, lengths)
     for b, length in enumerate(lengths.tolist()):
         assert torch.equal(padded[:length, b], module(ids[:length, b : b + 1], None)[:, 0])
-        ids[length:, b] += 1
+        ids[length:, b] = (ids[length:, b] + 1) % 4
     again = module(ids, lengths)
     assert all(torch.equal(padded[:length, b], again[:length, b]) for b, length in enumerate(lengths.tolist()))
 
 
-def test_pairs_are_spread_over_the_table() -> None:
-    """Of 10,000 pairs in 2¹⁶ buckets about 9,285 find one each, as many as random ones would: 65,535 · (1 - e^(-10000 / 65535))."""
-    first, second = torch.meshgrid(torch.arange(100), torch.arange(100), indexing="ij")
-    module = Bigrams(1 << 16, 1, following=False)
-    torch.nn.init.zeros_(module.table.weight)
-    module.table.weight.data[:, 0] = torch.arange(1 << 16).float()
-    buckets = module(torch.stack([first.flatten(), second.flatten()]), None)[1, :, 0]  # (10,000)
-    assert 9_100 < len(buckets.unique()) < 9_500
+def test_one_character_has_no_neighbour() -> None:
+    module = bigrams([(1, 1)])
+    assert torch.equal(module(torch.ones(1, 2, dtype=torch.int64), None), module.table.weight[0].repeat(2).expand(1, 2, -1))
 
 
-def test_dropped_pairs_are_no_pair_in_particular_and_in_training_only() -> None:
-    module, ids = bigrams(following=False), torch.zeros(200, 5, dtype=torch.int64)
+def test_dropped_pairs_are_none_and_in_training_only() -> None:
+    module, ids = bigrams([(0, 0)], following=False), torch.zeros(200, 5, dtype=torch.int64)
     kept = module(ids, None)
-    generator = torch.Generator().manual_seed(2)
-    dropped = module(ids, None, dropped=0.5, generator=generator)
+    dropped = module(ids, None, dropped=0.5, generator=torch.Generator().manual_seed(2))
     none = (dropped == module.table.weight[0]).all(-1)
     assert 0.4 < float(none.float().mean()) < 0.6
     assert torch.equal(dropped[~none], kept[~none])
     assert torch.equal(module.eval()(ids, None, dropped=0.5), kept)
+
+
+def test_a_table_has_room_for_so_many() -> None:
+    with pytest.raises(ValueError, match="3 pairs; the table has room for 2"):
+        Bigrams(2, P, following=True).keep(torch.zeros(3, 2, dtype=torch.int64))
