@@ -303,7 +303,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: Count = 32  # parallel streams
+    batch_size: Count = 32  # parallel streams, or examples
     tbptt_window: Count = 128  # steps through which gradients flow
     max_steps: Count | None = None  # the run ends at the first of the three limits
     max_epochs: Limit | None = None

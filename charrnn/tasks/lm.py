@@ -84,7 +84,7 @@ class LanguageModel:
         vocabulary, options = self.vocabulary, SamplingOptions(PREVIEW_TEMPERATURE)
 
         def choose(logits: Tensor) -> Tensor:  # (1, V) -> (1,)
-            return sample(filter_logits(logits, options, [], (vocabulary.unknown,)), options, [generator])
+            return sample(filter_logits(logits, options, [], vocabulary.unwritten), options, [generator])
 
         with closing(run_on(model, opening(vocabulary, []), 1, choose)) as draws:
             ids = [int(drawn) for drawn in islice(draws, length)]
