@@ -120,7 +120,7 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
         metrics = {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
         if not 0 <= step < 1 << 63:
             raise ValueError(f"step {short(step)} is none")
-        if strangers := [name for name in metrics if not (name and name.isprintable())]:  # a label may be part of a name
+        if strangers := [name for name in metrics if not name.isidentifier()]:
             raise ValueError(f"{short(strangers[0])} is no name of a metric")
     except KeyError as missing:
         raise CheckpointError(f"{path}: damaged: its metadata has no {missing}; copy it again, or train anew") from None

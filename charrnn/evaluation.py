@@ -30,7 +30,6 @@ from charrnn.sampling import evaluating
 from charrnn.tasks.task import Scores, State, Task, carry
 
 WINDOW = 512  # characters of a stream read at once; a figure does not depend on it
-FORGET = 256  # windows of a split after which the system may have its pages back
 
 
 @dataclass(frozen=True)
@@ -181,12 +180,9 @@ def surprisal(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _split_windows(corpus: Corpus, ids: Ids) -> Iterator[Window]:
     symbols = ["\ufffd" if symbol == "unknown" else "" for symbol in corpus.vocabulary.symbols]
     shown = symbols + list(corpus.vocabulary.characters)
-    for index, start in enumerate(range(0, len(ids), WINDOW), start=1):
+    for start in corpus.forgetting(range(0, len(ids), WINDOW)):
         window = ids[start : start + WINDOW].tolist()
         yield Window([shown[i] for i in window], window)
-        if index % FORGET == 0:
-            corpus.forget_pages()
-    corpus.forget_pages()
 
 
 def _characters(pieces: Iterable[tuple[str, list[int]]]) -> Iterator[str]:

@@ -120,7 +120,7 @@ def _steps(
         if end is not None and any(empty):
             scores[empty, end] = -math.inf
         restrict(scores, [None if text.over else constraint.allowed() for text, constraint in zip(texts, constraints)])
-        return sample(filter_logits(scores, options, history, (vocabulary.unknown,)), options, generators)
+        return sample(filter_logits(scores, options, history, vocabulary.unwritten), options, generators)
 
     for text, constraint in zip(texts, constraints):
         text.over = text.over or constraint.over

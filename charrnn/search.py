@@ -64,7 +64,7 @@ def beam_search(
         while live and len(live[0].ids) < length:
             scores = finite_scores(logits).log_softmax(-1)  # (B, V)
             totals = scores + torch.tensor([[text.nats] for text in live], dtype=torch.float64)
-            totals[:, vocabulary.unknown] = -math.inf
+            totals[:, vocabulary.unwritten] = -math.inf
             if end is not None and not prime_ids and not live[0].ids:
                 totals[:, end] = -math.inf  # a document without a character has no end
             restrict(totals, [text.constraint.allowed() if text.constraint else None for text in live])

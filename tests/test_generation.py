@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from charrnn.config import ModelConfig
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import UserError
 from charrnn.generation import generate, prepare_prime
 from charrnn.models.char_rnn import CharRNN
@@ -30,6 +30,7 @@ from charrnn.sampling import (
     repeats,
     sample,
 )
+from charrnn.search import beam_search
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
 DOCUMENTS = Vocabulary(("unknown", "end"), "abcdefg")
@@ -381,6 +382,15 @@ def test_prime_characters_in_another_width_are_read() -> None:
     primed, warnings = prepare_prime(vocabulary, "a，A。")
     assert primed.text == "a,Ａ。" and primed.ids == vocabulary.encode("a,Ａ。")
     assert warnings == ["--prime: the model knows another form of some characters and reads '，' as ',', 'A' as 'Ａ'"]
+
+
+def test_a_blank_is_never_written() -> None:
+    """A language model may have one from a model that fills, which it began with."""
+    vocabulary = Vocabulary(SYMBOLS, "ab")
+    model = Scripted([[0.0, 0.0, 40.0, 2.0, 1.0]] * 9)
+    greedy = SamplingOptions(temperature=0)
+    assert written(model, vocabulary, length=3, options=greedy) == ["aaa"]
+    assert beam_search(model, vocabulary, [], width=1, length=3) == ["aaa"]
 
 
 def test_unknown_prime_characters_are_named_and_dropped() -> None:

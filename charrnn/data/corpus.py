@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from charrnn.lock import locked
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
 BLOCK = 1 << 24  # ids put into the order of their documents, or searched for the ends of these, at a time
+FORGET = 256  # batches or windows after which the system may have the pages of the text back
 BUILDING = ".building-"  # what a folder is called in which an entry is being made
 FORMAT = 3  # of the cache; a change makes old entries strangers
 OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that name a split's own files
@@ -46,6 +47,7 @@ SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Ids = npt.NDArray[Any]
+T = TypeVar("T")
 Stamp = tuple[int, int]  # of a file: bytes, and nanoseconds when it was last written to
 
 
@@ -89,6 +91,14 @@ class Corpus:
         if self.mapped is not None:
             _forget(self.mapped)
 
+    def forgetting(self, parts: Iterable[T]) -> Iterator[T]:
+        """What is read of the corpus, part by part, so that never all of it is in memory."""
+        for index, part in enumerate(parts, start=1):
+            yield part
+            if index % FORGET == 0:
+                self.forget_pages()
+        self.forget_pages()
+
 
 def expect_split(name: str) -> None:
     """Raises UserError where there is no such split."""
@@ -116,6 +126,11 @@ def load_file(config: DataConfig, vocabulary: Vocabulary, path: Path) -> Corpus:
     reading = read_file(config, path, None if vocabulary.end is not None else "none")
     ids = encode_text(vocabulary, reading.pieces())
     documents = 0 if vocabulary.end is None else int(np.count_nonzero(ids == vocabulary.end))
+    return corpus_of_file(path, vocabulary, ids, documents, reading.notes())
+
+
+def corpus_of_file(path: Path, vocabulary: Vocabulary, ids: Ids, documents: int, notes: list[str]) -> Corpus:
+    """What was read of a file, all of it in split `test`."""
     return Corpus(
         vocabulary=vocabulary,
         ids=ids,
@@ -124,8 +139,8 @@ def load_file(config: DataConfig, vocabulary: Vocabulary, path: Path) -> Corpus:
         unknown=len(ids) - int(np.count_nonzero(ids)),
         absent="",
         files=1,
-        contents=hash_files([path]),
-        notes=reading.notes(),
+        contents=_hash_files([path]),
+        notes=notes,
         mapped=None,
     )
 
@@ -149,7 +164,7 @@ def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None,
     readings = {key: Reading(part, sources(files[key])) for key, part in split_configs(config).items()}
     _refuse_mixture(readings)
     cache = user_path(config.cache, "data.cache")
-    contents = {key: hash_files(paths) for key, paths in files.items()}
+    contents = {key: _hash_files(paths) for key, paths in files.items()}
     entry = cache / _digest(contents, readings, seed, blank)
     corpus = _open(entry, _joint(contents), readings)
     if corpus is None:
@@ -203,7 +218,7 @@ def _halves(total: int, progress: Progress | None) -> Callable[[int], None]:
     return report
 
 
-def hash_files(files: list[Path]) -> str:
+def _hash_files(files: list[Path]) -> str:
     """A hash of what stands in these files, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:

@@ -1,4 +1,4 @@
-"""Characters to ids and back. Three symbols are not characters: `unknown`, which is read but never written, `end` and `blank`."""
+"""Characters to ids and back. Three symbols are not characters: `end`, and `unknown` and `blank`, which are read but never written."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ class Vocabulary:
     @property
     def blank(self) -> int | None:
         return self.symbols.index("blank") if "blank" in self.symbols else None
+
+    @property
+    def unwritten(self) -> list[int]:
+        """What may be read and is never written."""
+        return [self.unknown] if self.blank is None else [self.unknown, self.blank]
 
     def __contains__(self, character: str) -> bool:
         return character in self._ids

@@ -30,7 +30,6 @@ from charrnn.metrics import Tally
 from charrnn.sampling import evaluating, opening
 from charrnn.tasks.task import State, fresh_model, shortcomings
 
-FORGET = 256  # batches after which the system may have the pages of the text back
 BEST = 5  # of so many guesses, accuracy_at_5 asks whether one is right
 SHOWN = "□"  # a blank, where a person reads it
 STRANGE = "\ufffd"  # and a character outside the vocabulary
@@ -85,13 +84,10 @@ class Fill:
         order = np.random.default_rng((self.config.seed, SPLITS.index(split), epoch)) if training else None
         edges = self._windows(split, float(order.random()) if order else 0.0)  # (examples, 2)
         chosen = buckets(edges[:, 1] - edges[:, 0], self.config.train.batch_size, order)
-        for index, batch in enumerate(chosen[first:]):
+        for batch in self.corpus.forgetting(chosen[first:]):
             examples = [self._example(ids[edges[i, 0] : edges[i, 1]], split, epoch if training else 0, i) for i in batch]
             inputs, targets = zip(*examples)
             yield pad(inputs, targets)
-            if index % FORGET == FORGET - 1:
-                self.corpus.forget_pages()
-        self.corpus.forget_pages()
 
     def steps_per_epoch(self) -> int:
         return -(-len(self._windows("train", 0.5)) // self.config.train.batch_size)

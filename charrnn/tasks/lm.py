@@ -57,7 +57,7 @@ class LanguageModel:
             return self._train_streams().batches(first)
         ids = split_ids(self.corpus, split)
         columns = max(1, min(EVALUATION_COLUMNS, (len(ids) - 1) // EVALUATION_COLUMN))
-        return self._forgetting(EvaluationStreams(ids, self.vocabulary.unknown, columns).batches(first=first))
+        return self.corpus.forgetting(EvaluationStreams(ids, self.vocabulary.unknown, columns).batches(first=first))
 
     def steps_per_epoch(self) -> int:
         return self._train_streams().windows
@@ -84,7 +84,7 @@ class LanguageModel:
         vocabulary, options = self.vocabulary, SamplingOptions(PREVIEW_TEMPERATURE)
 
         def choose(logits: Tensor) -> Tensor:  # (1, V) -> (1,)
-            return sample(filter_logits(logits, options, [], (vocabulary.unknown,)), options, [generator])
+            return sample(filter_logits(logits, options, [], vocabulary.unwritten), options, [generator])
 
         with closing(run_on(model, opening(vocabulary, []), 1, choose)) as draws:
             ids = [int(drawn) for drawn in islice(draws, length)]
@@ -106,10 +106,3 @@ class LanguageModel:
 
     def _train_streams(self) -> Streams:
         return fit(self.corpus, "train", self.config.train.batch_size, self.config.train.tbptt_window)
-
-    def _forgetting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for index, batch in enumerate(batches):
-            yield batch
-            if index % 256 == 255:
-                self.corpus.forget_pages()
-        self.corpus.forget_pages()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from charrnn.config import Config, DataConfig
 from charrnn.data.batch import IGNORED, Batch
-from charrnn.data.corpus import SPLITS, Corpus, Progress, expect_split, hash_files, load_corpus
+from charrnn.data.corpus import SPLITS, Corpus, Progress, corpus_of_file, expect_split, load_corpus
 from charrnn.data.formats import read_file
 from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file, sentences
 from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark
@@ -133,12 +133,7 @@ class Tagging:
             length += len(text)
         found = unmark("".join(texts), closes, vocabulary, data.labels, data.marks).read
         nothing = Read(found.ids[:0], found.labels[:0], np.zeros(1, dtype=np.int64))
-        unknown = int((found.ids == vocabulary.unknown).sum())
-        ranges = {"train": (0, 0), "test": (0, len(found.ids)), "val": (len(found.ids), len(found.ids))}
-        corpus = Corpus(
-            vocabulary=vocabulary, ids=found.ids, ranges=ranges, documents=len(closes), unknown=unknown, absent="", files=1,
-            contents=hash_files([path]), notes=reading.notes(), mapped=None,
-        )  # fmt: skip
+        corpus = corpus_of_file(path, vocabulary, found.ids, len(closes), reading.notes())
         return cls(config, corpus, labels, {"train": nothing, "test": found, "val": nothing})
 
     @classmethod

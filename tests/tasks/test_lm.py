@@ -242,13 +242,13 @@ def test_preview_is_reproducible_and_leaves_the_model_training(tmp_path: Path) -
     assert not (model.eval(), built.preview(model, seeded(1), 1))[0].training
 
 
-def test_preview_never_writes_unknown(tmp_path: Path) -> None:
-    built = task(tmp_path)
+def test_preview_never_writes_unknown_nor_a_blank(tmp_path: Path) -> None:
+    built = task(tmp_path, data={"vocabulary": {"blank": True}})
     logits = torch.zeros(len(built.vocabulary))
-    logits[built.vocabulary.unknown] = 50.0
+    logits[[built.vocabulary.unknown, built.vocabulary.blank]] = 50.0
     model = Silent(logits)
     assert len(built.preview(model, seeded(), 30)) == 30
-    assert model.read[0] == built.vocabulary.id("\n") and built.vocabulary.unknown not in model.read
+    assert model.read[0] == built.vocabulary.id("\n") and not {built.vocabulary.unknown, built.vocabulary.blank} & set(model.read)
 
 
 def test_preview_begins_as_a_sample_does_where_the_text_has_no_lines(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from charrnn.errors import DataError, UserError
 from charrnn.evaluation import measure
 from charrnn.metrics import Confusion, Tally
 from charrnn.models.char_rnn import CharRNN
+from charrnn.planning import can_be_scored
 from charrnn.tasks import TASKS, load_task
 from charrnn.tasks.tag import Tagging, TagScores, best_decision
 
@@ -299,6 +300,13 @@ def test_a_preview_shows_the_text_labelled(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         task_of(tmp_path, **sections)
+
+
+def test_a_val_split_of_marks_alone_is_none(tmp_path: Path) -> None:
+    """It has characters, and not one to label: as without a val split, and said so."""
+    task = task_of(tmp_path, "天地玄黄" * 20 + "。" * 5, val_fraction=0.05)
+    assert len(task.corpus.split("val")) > 2 and not can_be_scored(task)
+    assert any(note.startswith("the val split holds no characters") for note in task.notes())
 
 
 def test_a_split_without_characters_is_refused(tmp_path: Path) -> None:
