@@ -363,7 +363,11 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
             "model: tied_embeddings needs embedding_size (64) equal to hidden_size (256); "
             "set embedding_size: 256 or tied_embeddings: false",
         ),
-        ("model: {bidirectional: true}", "model.bidirectional: a language model that reads from both sides has read its own answer; "),
+        (
+            "model: {bidirectional: true}",
+            "model.bidirectional: a language model that reads from both sides has read its own answer; "
+            "set bidirectional: false (guessing from both sides is the task `fill`)",
+        ),
         (
             "data: {path: a, label: mood}",
             "data.label: 'mood' is of task classify, and task is lm; leave it out, or set task: classify",

@@ -29,7 +29,7 @@ def train(
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run where it was stopped")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run directory")] = False,
-    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="go on from another model, with new characters too")] = None,
+    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="go on from another model, with another text or task")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; the config's by default")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the configuration with all defaults, and stop")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read the text, print sizes and warnings, and stop")] = False,

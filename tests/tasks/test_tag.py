@@ -175,6 +175,20 @@ def test_a_crf_is_trained_on_its_own_nats_and_asked_for_sequences(tmp_path: Path
     assert int(found.tally.correct) == int((decoded == batch.targets).sum())
 
 
+@pytest.mark.parametrize("crf", [False, True])
+def test_a_document_among_longer_ones_is_judged_as_it_is_alone(tmp_path: Path, crf: bool) -> None:
+    task = task_of(tmp_path, documents="lines", model={"crf": crf})
+    model = task.model().eval()
+    batch = next(batch for batch in task.batches("val") if batch.lengths is not None)
+    assert batch.lengths is not None
+    alone = [Batch(batch.inputs[:n, [b]], batch.targets[:n, [b]], None, False) for b, n in enumerate(batch.lengths.tolist())]
+    losses = torch.stack([task.loss(model, one, None)[0] for one in alone])
+    torch.testing.assert_close(task.loss(model, batch, None)[0], losses.sum())
+    together, *others = (task.measure(model, one, None)[0].tally for one in (batch, *alone))
+    assert together.nats.item() == pytest.approx(sum(one.nats.item() for one in others), rel=1e-5)
+    assert int(together.correct) == sum(int(one.correct) for one in others)
+
+
 def test_every_parameter_has_a_gradient(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     model = task.model()
