@@ -181,4 +181,4 @@ def test_memory_does_not_grow_with_every_length_that_is_seen() -> None:
         ran = subprocess.run([sys.executable, "-c", GROWTH], env=inherited | environment, capture_output=True, text=True, check=True)
         return int(ran.stdout)
 
-    assert growth() < 0.7 * growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024")
+    assert growth() < 0.9 * growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024")
