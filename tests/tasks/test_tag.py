@@ -277,6 +277,9 @@ def test_a_preview_shows_the_text_labelled(tmp_path: Path) -> None:
     shown = task.preview(task.model(), torch.Generator())
     read = "".join(c for c in shown if c not in "，。？\n")
     assert 100 < len(read) <= 200 and read.startswith(task.vocabulary.decode(task.splits["val"].ids[:50].tolist()))
+    pauses = task_of(tmp_path, documents="lines", labels="segmentation")
+    shown = pauses.preview(pauses.model(), torch.Generator())
+    assert set(shown) <= set(pauses.vocabulary.characters) - set("，。？") | set("|\n\ufffd") and "|" in shown
     spans = columns(tmp_path)
     model = spans.model()
     assert isinstance(model, CharRNN)
@@ -304,6 +307,12 @@ def test_a_preview_shows_the_text_labelled(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task_of(tmp_path, **sections)
+
+
+def test_marks_that_the_text_has_not_are_refused(tmp_path: Path) -> None:
+    expected = r"^data.marks '§；': none of them stands in what is trained on; name marks that the text has$"
+    with pytest.raises(DataError, match=expected):
+        task_of(tmp_path, marks="§；")
 
 
 def test_a_split_without_characters_is_refused(tmp_path: Path) -> None:
