@@ -51,10 +51,11 @@ class Evaluated:
 
 
 @torch.inference_mode()
-def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None) -> Scores:
+def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None, place: str = "") -> Scores:
     """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
 
-    `progress` is told of each batch how many characters were read. Raises UserError where nothing can be scored.
+    `progress` is told of each batch how many characters were read. Raises UserError where nothing can be scored, naming `place`,
+    which is a file where the split is all of it.
     """
     scores: Scores | None = None
     state = None
@@ -65,7 +66,8 @@ def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], 
             if progress:
                 progress(batch.chars)
     if scores is None or int(scores.count) == 0:
-        raise UserError(f"split {split!r}: it holds nothing that the model could be asked for; choose another split")
+        named, another = (place, "text") if place else (f"split {split!r}", "split")
+        raise UserError(f"{named}: it holds nothing that the model could be asked for; choose another {another}")
     return scores
 
 

@@ -97,7 +97,7 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
         def progress(done: int) -> None:
             bar.update(done)
 
-        found = measure(task, network, read, progress)
+        found = measure(task, network, read, progress, printable(str(file)) if file else "")
     count, figures, seconds = int(found.count), found.as_metrics(), time.perf_counter() - started
     if as_json:
         counts = {"unit": task.unit, "count": count, "chars": chars, "seconds": seconds}
@@ -105,8 +105,9 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
+    width = max(20, *map(len, figures))
     for name, value in figures.items():
-        typer.echo(f"{name:<20} {value:>10,.4f}")
+        typer.echo(f"{name:<{width}} {value:>10,.4f}")
     if isinstance(found, Described):
         typer.echo(found.describe())
     if file:

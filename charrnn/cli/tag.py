@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from charrnn.tagging import Tagged
 
 STDIN = "standard input"
-MARK = "|"  # where a pause is, by default
 TOGETHER = 1 << 16  # characters of sentences that are read together
 
 
@@ -46,7 +45,7 @@ def tag(
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="a text; may be repeated")] = None,
     file: Annotated[list[str] | None, typer.Option("--file", "-f", metavar="FILE", help="a text of your own; may be repeated")] = None,
     mark: Annotated[
-        str | None, typer.Option(help=f"of a model of pauses: what is written at each; {MARK} by default", show_default=False)
+        str | None, typer.Option(help="of a model of pauses: what is written at each; | by default", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="write to a file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON object for each document: labels and probabilities")] = False,
@@ -69,6 +68,7 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
+    from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
 
     loaded, network = load(model, device, "tag")
@@ -78,7 +78,7 @@ def tag(
     faults: list[DataError] = []
     answer = _sentences if data.labels == "column" else _marked
     precision = resolve_precision(loaded.config.train.precision, next(network.parameters()).device)
-    asked = Asked(loaded, network, data, precision, as_json, MARK if mark is None else mark)
+    asked = Asked(loaded, network, data, precision, as_json, BAR if mark is None else mark)
     pieces = answer(asked, _sources(text, file, faults), faults)
     if out:
         write(out, pieces)
@@ -116,11 +116,12 @@ def _sources(texts: list[str] | None, files: list[str] | None, faults: list[Data
 def _marked(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -> Iterator[str]:
     """Texts with their marks put in."""
     from charrnn.data.formats import whole_text
+    from charrnn.data.marks import written_of
     from charrnn.data.script import Converter
     from charrnn.tagging import mark as put_marks
 
     loaded, data = asked.loaded, asked.data
-    written = ("", *([asked.mark] if data.labels == "segmentation" else loaded.labels[1:]))
+    written = written_of(loaded.labels, asked.mark)
     for source in texts:
         try:
             text, broken = whole_text(source, data.encoding)

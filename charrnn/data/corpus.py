@@ -125,6 +125,8 @@ def load_file(config: DataConfig, vocabulary: Vocabulary, path: Path) -> Corpus:
     """
     reading = read_file(config, path, None if vocabulary.end is not None else "none")
     ids = encode_text(vocabulary, reading.pieces())
+    if len(ids) < 2:
+        raise DataError(f"{path}: holds {len(ids)} characters; expected at least 2 to measure on, so name another text")
     documents = 0 if vocabulary.end is None else int(np.count_nonzero(ids == vocabulary.end))
     return corpus_of_file(path, vocabulary, ids, documents, reading.notes())
 

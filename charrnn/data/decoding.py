@@ -24,6 +24,7 @@ DAMAGED = 16  # bytes more than there are characters, in UTF-8 before the first 
 KANA_SHARE = 0.2  # of the characters outside ASCII: Japanese is full of hiragana; Chinese read as Shift-JIS, of half-width katakana
 LATIN_SHARE = 0.25  # of the bytes outside ASCII: text in Latin letters has fewer, Chinese and Japanese more
 _HALF = re.compile(b"\xed[\xa0-\xbf]([\x80-\xbf]|$)")  # half of a character, as CESU-8 writes it: UTF-8, and damaged
+_BOTH_HALVES = re.compile(b"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")  # one character of CESU-8, and hardly anything else
 _HALVES = re.compile("[\ud800-\udfff]+")
 
 
@@ -142,7 +143,7 @@ def detect(source: Source, neighbour: str | None = None, *, tolerant: bool = Fal
         except UnicodeDecodeError as error:
             surplus += error.start - len(error.object[: error.start].decode("utf-8"))
             where = offset - pending + error.start
-            halved = surplus > 1 and _HALF.match(error.object, error.start) is not None
+            halved = (_HALF if surplus > 1 else _BOTH_HALVES).match(error.object, error.start) is not None
             break
         if ascii and not piece.isascii():
             ascii = False

@@ -116,7 +116,7 @@ class Source:
         except NotImplementedError as error:
             raise DataError(f"{self.name}: packed in a way that is not known here ({error}); unpack it by hand") from None
         except OSError as error:
-            raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{self.name}: cannot be read: {error.strerror or error}; expected a file that holds text") from None
 
 
 def kind(path: Path) -> str:

@@ -23,6 +23,7 @@ from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
 from charrnn.errors import ConfigError
 
 NONE, PAUSE = "O", "S"  # labels: no mark here, and a pause whatever its mark
+BAR = "|"  # where a pause is, for a reader
 # What a character is to the rules above. The first four are read wherever they stand.
 OTHER, WORD, DIGIT, END, SPACE, PUNCTUATION, JOINER, POINT = range(8)
 JOINERS = "'’-‐‑"  # inside a word they are a part of it
@@ -58,6 +59,11 @@ class Unmarked:
 def labels_of(kind: str, marks: str) -> tuple[str, ...]:
     """The labels of `data.labels`: punctuation or segmentation."""
     return (NONE, *marks) if kind == "punctuation" else (NONE, PAUSE)
+
+
+def written_of(labels: tuple[str, ...], pause: str = BAR) -> tuple[str, ...]:
+    """What is put behind a character of each label."""
+    return tuple("" if label == NONE else pause if label == PAUSE else label for label in labels)
 
 
 def expect_marks(marks: str) -> None:

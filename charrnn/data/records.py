@@ -56,7 +56,7 @@ class Record(NamedTuple):
             return json.dumps(value)
         if field not in self.fields:
             known = ", ".join(self.fields)
-            hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else "")
+            hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else "; name one of them there")
             raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
         if value is not None:
             raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")

@@ -20,7 +20,7 @@ from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import SPLITS, Corpus, Progress, corpus_of_file, expect_split, load_corpus
 from charrnn.data.formats import read_file
 from charrnn.data.labelled import Labelled, load_labelled, load_labelled_file, sentences
-from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark
+from charrnn.data.marks import Read, expect_marks, labels_of, read_ids, unmark, written_of
 from charrnn.data.padding import buckets
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
@@ -117,6 +117,8 @@ class Tagging:
         expect_marks(data.marks)
         corpus = load_corpus(_with_marks(data), config.seed, progress)
         splits = {split: read_ids(corpus.split(split), corpus.vocabulary, data.labels, data.marks) for split in SPLITS}
+        if len(splits["train"].labels) and not splits["train"].labels.any():
+            raise DataError(f"data.marks {data.marks!r}: none of them stands in what is trained on; name marks that the text has")
         return cls(config, corpus, labels_of(data.labels, data.marks), splits)
 
     @classmethod
@@ -132,6 +134,8 @@ class Tagging:
             closes += [length + end for end in ends]
             length += len(text)
         found = unmark("".join(texts), closes, vocabulary, data.labels, data.marks).read
+        if not len(found.ids):
+            raise DataError(f"{path}: holds no characters to label; expected some to measure on, so name another text")
         nothing = Read(found.ids[:0], found.labels[:0], np.zeros(1, dtype=np.int64))
         corpus = corpus_of_file(path, vocabulary, found.ids, len(closes), reading.notes())
         return cls(config, corpus, labels, {"train": nothing, "test": found, "val": nothing})
@@ -247,7 +251,7 @@ class Tagging:
         labels = tag(model, ids, edges, self.config.data).labels
         characters = [self.vocabulary.decode([i]) or "\ufffd" for i in ids.tolist()]
         if self.config.data.labels != "column":
-            shown = self._put(characters, [self.labels[k] if k else "" for k in labels])
+            shown = self._put(characters, [written_of(self.labels)[k] for k in labels])
         else:
             opens, closes = [""] * len(characters), [""] * len(characters)
             for start, stop, kind in self.scheme.spans(labels.tolist(), edges.tolist()):

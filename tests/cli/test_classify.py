@@ -151,7 +151,7 @@ def test_columns_without_labels_are_answered(run: Run) -> None:
          "--text and --file are both given; expected one of --text TEXT, --file FILE or - for standard input"),
         (["texts.tsv"], "texts.tsv: expected - for standard input, or nothing; a file is named with --file"),
         (["--text", "a", "--top", "0"], "--top 0: expected at least 1 label"),
-        (["--file", "none.txt"], "none.txt: cannot be read: No such file or directory"),
+        (["--file", "none.txt"], "none.txt: cannot be read: No such file or directory; expected a file that holds text"),
         (["--file", "empty.txt"], "empty.txt: holds no text; expected some to classify"),
         (["--text", "a", "--confusion", "a.png"],
          "--confusion: needs the truth beside each text; expected --file with a label's column, so leave it out"),

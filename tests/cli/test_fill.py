@@ -161,6 +161,11 @@ class TestEval:
         assert said.out.endswith("9.09% of the characters are unknown to the model, and were read as unknown\n")
         assert json.loads(run("eval", both, "--file", tmp_path / "mine.txt", "--json").out)["file"] == str(tmp_path / "mine.txt")
 
+    def test_a_file_that_holds_nothing_to_ask_for_is_named(self, run: Run, both: Path, tmp_path: Path) -> None:
+        for text, fact in (("", "holds 0 characters; expected at least 2 to measure on"), ("犇犇", "it holds nothing that the model")):
+            (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+            assert_mistake(run("eval", both, "--file", tmp_path / "mine.txt"), f"{tmp_path / 'mine.txt'}: {fact}")
+
     def test_another_text_is_refused(self, run: Run, both: Path, tmp_path: Path) -> None:
         (tmp_path / "other.txt").write_text("".join(f"{n}\n" for n in range(200)))
         said = run("eval", both, "--set", f"data.path={tmp_path / 'other.txt'}")

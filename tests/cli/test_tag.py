@@ -157,6 +157,18 @@ def test_a_run_keeps_what_it_decided_by_and_goes_on(run: Run, folder: Path) -> N
     assert "decision" not in load_model(folder / "places.safetensors").weights  # a CRF decides for itself
 
 
+def test_figures_stand_below_each_other(run: Run, folder: Path) -> None:
+    figures = [line for line in run("eval", folder / "marks.safetensors").out.splitlines() if line[0].islower() and "." in line][:11]
+    assert figures[-1].startswith("segmentation_f1") and len({line.rindex(".") for line in figures}) == 1
+
+
+@pytest.mark.parametrize("model", ["marks", "pauses"])
+def test_a_file_without_characters_to_label_is_named(run: Run, folder: Path, model: str) -> None:
+    Path("empty.txt").write_text("\n，\n", encoding="utf-8")
+    expected = "charrnn: error: empty.txt: holds no characters to label; expected some to measure on, so name another text\n"
+    assert run("eval", folder / f"{model}.safetensors", "--file", "empty.txt") == (2, "", expected)
+
+
 def test_what_the_model_does_not_know_is_told(run: Run, folder: Path) -> None:
     said = run("tag", folder / "marks.safetensors", "-t", "天地犇玄黄")
     assert said.code == 0 and said.out.replace("，", "").replace("。", "") == "天地犇玄黄\n"

@@ -212,6 +212,20 @@ def test_the_other_rows_are_read(tmp_path: Path) -> None:
         assert [str(e).removeprefix(f"{path}: ").split(":")[0] if isinstance(e, DataError) else e.text for e in found] == expected[name]
 
 
+def test_a_surrogate_pair_in_ascii_is_damage_and_not_another_encoding(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.tsv", b"label\ttext\n1\tone\n1\tsmile \xed\xa0\xbd\xed\xb8\x80\n0\ttwo\n")
+    notes: list[str] = []
+    one, broken, two = list(texts(settings(path), sources([path]), notes))
+    assert (one, two, notes) == (Example("one", "1", str(path), 2), Example("two", "0", str(path), 4), [])
+    assert isinstance(broken, DataError) and "(line 3): bytes ED A0 BD ED B8 80: no whole character" in str(broken)
+
+
+def test_a_column_that_is_missing_is_named_with_those_there_are(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.tsv", "text\tsort\nx\tgood\n")
+    expected = f"{path}: record 1 (line 2): no field 'label', which data.label names; its fields are text, sort; name one of them there"
+    assert refused(lambda: load_labelled(settings(path), 1)) == expected
+
+
 def test_a_label_may_be_missing_where_nothing_is_learnt(tmp_path: Path) -> None:
     path = written(tmp_path, "a.tsv", "text\nx\n")
     assert list(unsettled_texts(settings(path), sources([path]), [])) == [Example("x", None, str(path), 2)]

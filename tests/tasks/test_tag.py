@@ -292,6 +292,9 @@ def test_a_preview_shows_the_text_labelled(tmp_path: Path) -> None:
     shown = task.preview(task.model(), torch.Generator())
     read = "".join(c for c in shown if c not in "，。？\n")
     assert 100 < len(read) <= 200 and read.startswith(task.vocabulary.decode(task.splits["val"].ids[:50].tolist()))
+    pauses = task_of(tmp_path, documents="lines", labels="segmentation")
+    shown = pauses.preview(pauses.model(), torch.Generator())
+    assert set(shown) <= set(pauses.vocabulary.characters) - set("，。？") | set("|\n\ufffd") and "|" in shown
     spans = columns(tmp_path)
     model = spans.model()
     assert isinstance(model, CharRNN)
@@ -321,6 +324,12 @@ def test_a_val_split_of_marks_alone_is_none(tmp_path: Path) -> None:
     task = task_of(tmp_path, "天地玄黄" * 20 + "。" * 5, val_fraction=0.05)
     assert len(task.corpus.split("val")) > 2 and not can_be_scored(task)
     assert any(note.startswith("the val split holds no characters") for note in task.notes())
+
+
+def test_marks_that_the_text_has_not_are_refused(tmp_path: Path) -> None:
+    expected = r"^data.marks '§；': none of them stands in what is trained on; name marks that the text has$"
+    with pytest.raises(DataError, match=expected):
+        task_of(tmp_path, marks="§；")
 
 
 def test_a_split_without_characters_is_refused(tmp_path: Path) -> None:
