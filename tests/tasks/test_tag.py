@@ -321,7 +321,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, sections: dict[str, Any], mes
 
 def test_a_val_split_of_marks_alone_is_none(tmp_path: Path) -> None:
     """It has characters, and not one to label: as without a val split, and said so."""
-    task = task_of(tmp_path, "天地玄黄" * 20 + "。" * 5, val_fraction=0.05)
+    task = task_of(tmp_path, "天地。玄黄" * 20 + "。" * 8, val_fraction=0.05)
     assert len(task.corpus.split("val")) > 2 and not can_be_scored(task)
     assert any(note.startswith("the val split holds no characters") for note in task.notes())
 
