@@ -56,7 +56,8 @@ class Record(NamedTuple):
             return json.dumps(value)
         if field not in self.fields:
             known = ", ".join(self.fields)
-            hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else "; name one of them there")
+            first = f"; set {asker} to one of them" if asker in ("data.field", "data.label") else ""  # a name that a person chose
+            hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else first)
             raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
         if value is not None:
             raise DataError(f"{self.place(name)}: field {field!r} holds {short(value)}; expected text or a list of lines")

@@ -222,7 +222,8 @@ def test_a_surrogate_pair_in_ascii_is_damage_and_not_another_encoding(tmp_path: 
 
 def test_a_column_that_is_missing_is_named_with_those_there_are(tmp_path: Path) -> None:
     path = written(tmp_path, "a.tsv", "text\tsort\nx\tgood\n")
-    expected = f"{path}: record 1 (line 2): no field 'label', which data.label names; its fields are text, sort; name one of them there"
+    fact = "no field 'label', which data.label names; its fields are text, sort"
+    expected = f"{path}: record 1 (line 2): {fact}; set data.label to one of them"
     assert refused(lambda: load_labelled(settings(path), 1)) == expected
 
 
