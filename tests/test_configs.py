@@ -21,13 +21,16 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"title {i}: a line, and more of it.\n\n" for i in range(60)), encoding="utf-8")
+    text.write_text("".join(f"title {i}: a line, and more of it，也有。\n\n" for i in range(60)), encoding="utf-8")
     table = tmp_path / "table.tsv"
     table.write_text("label\ttext\ttext_a\n" + "".join(f"{i % 2}\ta line {i}\tand another\n" for i in range(60)), encoding="utf-8")
     columns = tmp_path / "columns.conll"
     columns.write_text("a B-X\nb I-X\nc O\n\n" * 60, encoding="utf-8")
     shipped = load_config(path)
-    text = {"classify": table, "tag": columns if shipped.data.labels == "column" else text}.get(shipped.task, text)
+    if shipped.task == "classify" or shipped.data.field:
+        text = table
+    elif shipped.task == "tag" and shipped.data.labels == "column":
+        text = columns
     overrides = [f"data.path={text}", "data.val_path=null", "data.test_path=null", "data.source=files", "data.vocabulary.min_count=1"]
     overrides.append(f"data.cache={tmp_path / 'cache'}")
     # A full-size model steps as well as a small one, only slower.

@@ -215,8 +215,8 @@ def test_a_corpus_is_read_by_its_documents(tmp_path: Path) -> None:
 
 def test_two_million_characters_take_about_a_second() -> None:
     text = "道可道，非常道。名可名，非常名。\n\n無名天地之始；" * 90_000
-    started = time.perf_counter()
+    started = time.process_time()
     found = unmarked(text, vocabulary=vocabulary_of(text))
     again = restored(found, found.read.labels, ("", *MARKS))
     assert again == text
-    assert time.perf_counter() - started < 8  # a machine with other work on it; alone it is one
+    assert time.process_time() - started < 8  # of the processor, whatever else it does; it takes one
