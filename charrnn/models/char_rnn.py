@@ -24,6 +24,7 @@ from charrnn.ops.cells import State
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
 UNKNOWN = 0  # the id of every vocabulary for what it does not know
+LABEL_SCALE = 0.25  # standard deviation of a character's row where steps are labelled: by a larger one a rare character is known by name
 BIGRAM_SCALE = 0.1  # standard deviation: a pair says little before it has been seen
 HEAD_GAIN = 2.3  # standard deviation of a logit at the beginning, for outputs of unit variance
 
@@ -37,8 +38,8 @@ class CharRNN(nn.Module):
     The recurrent weights begin as PyTorch's. The others begin so that what the cells read from a character has unit
     variance (LeCun et al. 1998), where PyTorch's begin with a tenth of it: rows of N(0, 1) in the embedding, input weights in
     ±√(3 / fan_in). A head of more than unit variance learnt faster still. Tied, the rows are N(0, 1/E), so that the first
-    guess is near the uniform one, and are multiplied by √E where they are read (Vaswani et al. 2017, 3.4). All measured:
-    docs/performance.md.
+    guess is near the uniform one, and are multiplied by √E where they are read (Vaswani et al. 2017, 3.4). Where each step gets
+    a label they are N(0, 1/16), or the labels of rare characters are learned by heart. All measured: docs/performance.md.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, labels: int | None = None) -> None:
@@ -84,7 +85,8 @@ class CharRNN(nn.Module):
                 nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
         bound = HEAD_GAIN * (3 / self.head.in_features) ** 0.5
         nn.init.uniform_(self.head.weight, -bound, bound)
-        nn.init.normal_(self.embedding.weight, std=1 / self.read_scale)
+        tells = self.crf is not None or self.decision is not None  # a label at each step
+        nn.init.normal_(self.embedding.weight, std=LABEL_SCALE if tells else 1 / self.read_scale)
         if self.bigrams is not None:
             nn.init.normal_(self.bigrams.table.weight, std=BIGRAM_SCALE)
 

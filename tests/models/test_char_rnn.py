@@ -366,3 +366,12 @@ def test_some_characters_are_read_as_unknown_in_training_only() -> None:
     assert torch.equal(read[0][~hidden], model.embedding.weight[3].expand(int((~hidden).sum()), -1))
     model.eval()(ids, None)
     assert not (read[1] == 0).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    "options, labels, deviation", [({}, None, 1.0), ({}, 3, 0.25), ({"crf": True}, 3, 0.25), ({"pooling": "max"}, 3, 1.0)]
+)
+def test_characters_begin_small_where_each_step_has_a_label(options: dict[str, Any], labels: int | None, deviation: float) -> None:
+    torch.manual_seed(0)
+    model = CharRNN(ModelConfig(embedding_size=64, hidden_size=8, **options), 200, labels)
+    assert float(model.embedding.weight.detach().std()) == pytest.approx(deviation, rel=0.05)
