@@ -82,8 +82,8 @@ def emissions(model: nn.Module, ids: Ids, edges: Ids, length: int, margin: int |
     with evaluating(model):
         for some in buckets(windows.lengths, max(1, CHARS // length), None):
             batch, places = read(ids, np.arange(len(ids)), windows, some)
-            lengths = None if batch.lengths is None else batch.lengths.to(device)
-            logits, _ = model(batch.inputs.to(device), None, lengths=lengths)  # (T, B, K)
+            batch = batch.to(device)
+            logits, _ = model(batch.inputs, None, lengths=batch.lengths)  # (T, B, K)
             found = torch.zeros(len(ids), logits.size(-1)) if found is None else found
             answered = places != IGNORED  # (T, B)
             found[places[answered]] = logits.float().cpu()[answered]

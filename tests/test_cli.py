@@ -42,12 +42,16 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Said:
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Said(end.value.code if isinstance(end.value.code, int) else 0, said.out, said.err)
+        return said_to(capsys, *arguments)
 
     return run
+
+
+def said_to(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    return Said(end.value.code if isinstance(end.value.code, int) else 0, said.out, said.err)
 
 
 def config_for(directory: Path, **train: object) -> Config:

@@ -6,27 +6,16 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from charrnn.checkpoint import save_model
-from charrnn.cli import main
 from charrnn.config import build_config
 from charrnn.tasks import load_task
+from tests.test_cli import Run, Said, said_to
 
 TEXTS = "".join(f"{'好评' if n % 2 else '差评'}\t{'很好' if n % 2 else '太差'}{n} fox\n" for n in range(40))
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
 
 
 @pytest.fixture
@@ -55,10 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     save_model(Path("model.safetensors"), model, config, task.vocabulary, 7, {}, task.labels)
 
     def run(*arguments: object) -> Said:
-        with pytest.raises(SystemExit) as end:
-            main(["classify", *map(str, arguments)])
-        said = capsys.readouterr()
-        return Said(end.value.code if isinstance(end.value.code, int) else 0, said.out, said.err)
+        return said_to(capsys, "classify", *arguments)
 
     return run
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import save_model
 from charrnn.config import Config
-from charrnn.tasks import load_task
 from tests import test_cli
+from tests.cli.learning import learn
 from tests.test_cli import Run, assert_mistake
 
 run, classifier = test_cli.run, test_cli.classifier
@@ -30,8 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, name: str, task: str, bidirectional: bool, most: int) -> None:
-    import torch
-
     blanks = {"blanks": {"share": 0.25}} if task == "fill" else {}
     config = Config.model_validate(
         {
@@ -43,19 +40,7 @@ def train(folder: Path, name: str, task: str, bidirectional: bool, most: int) ->
             "train": {"max_steps": most, "batch_size": 16},
         }
     )
-    made = load_task(config)
-    model = made.model()
-    optimizer = torch.optim.Adam(model.parameters(), 4e-2)
-    steps, epoch = 0, 0
-    while steps < most:
-        for batch in made.batches("train", epoch=epoch):
-            loss, tally, _ = made.loss(model, batch, None)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss / tally.count)
-            optimizer.step()
-            steps += 1
-        epoch += 1
-    save_model(folder / f"{name}.safetensors", model, config, made.vocabulary, steps, {})
+    learn(config, folder / f"{name}.safetensors", most)
 
 
 @pytest.fixture

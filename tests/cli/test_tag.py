@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from charrnn.checkpoint import load_model, save_model
+from charrnn.checkpoint import load_model
 from charrnn.config import Config
-from charrnn.tasks import load_task
 from tests import test_cli
+from tests.cli.learning import learn
 from tests.test_cli import Run, assert_mistake
 
 run = test_cli.run
@@ -39,8 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, name: str, data: dict[str, Any], crf: bool) -> None:
-    import torch
-
     config = Config.model_validate(
         {
             "task": "tag",
@@ -51,19 +49,7 @@ def train(folder: Path, name: str, data: dict[str, Any], crf: bool) -> None:
             "train": {"max_steps": 50, "batch_size": 8, "precision": "fp32"},
         }
     )
-    task = load_task(config)
-    model = task.model()
-    optimizer = torch.optim.Adam(model.parameters(), 4e-2)
-    steps = epoch = 0
-    while steps < 50:
-        for batch in task.batches("train", epoch=epoch):
-            loss, tally, _ = task.loss(model, batch, None)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss / tally.count)
-            optimizer.step()
-            steps += 1
-        epoch += 1
-    save_model(folder / f"{name}.safetensors", model, config, task.vocabulary, steps, {}, task.labels)
+    learn(config, folder / f"{name}.safetensors", 50)
 
 
 def test_marks_are_put_in_and_all_else_stays(run: Run, folder: Path) -> None:
