@@ -90,15 +90,15 @@ class Shards:
             results = [self._run(k, windows) for k in shards]
         else:
             results = [job.result() for job in [self._pool.submit(self._run, k, windows) for k in shards]]
-        (gradients, tally), *others = results
-        for more, found in others:  # in fixed order, so that a sum is the same in every run
-            torch._foreach_add_(gradients, more)
-            tally = tally + found
+        tally = sum((found for _, found in results), Tally.zero(self._device))
+        gradients = _sum([some for some, _ in results if some])  # in fixed order, so that it is the same in every run
         # Each was divided by the characters read; the mean is over those that were asked.
-        torch._foreach_mul_(gradients, (_chars(windows) / tally.count.clamp(min=1)).to(gradients[0].dtype))
+        values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+        torch._foreach_mul_(values, (_chars(windows) / tally.count.clamp(min=1)).to(values[0].dtype))
         return gradients, tally
 
     def _run(self, k: int, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally]:
+        """The group's part of the gradients; [] where no window has columns for it."""
         # autograd.grad and not backward: threads would add into the same .grad. Autocast is entered here because it is a thread's own.
         gradients: list[Tensor] = []
         tally = Tally.zero(self._device)
@@ -112,12 +112,9 @@ class Shards:
                 )
             # Divided first, so that the scale of fp16 meets numbers of order one.
             new = torch.autograd.grad(self._scaler.scale(loss / _chars(windows)), self._parameters)
-            if gradients:
-                torch._foreach_add_(gradients, new)
-            else:
-                gradients = _own(new)
+            gradients = _sum([gradients, new]) if gradients else _own(new)
             tally = tally + found
-        return gradients or [torch.zeros_like(parameter) for parameter in self._parameters], tally
+        return gradients, tally
 
     def _part(self, batch: Batch, k: int) -> Batch:
         if len(self._carried) == 1:
@@ -169,10 +166,25 @@ def _own(gradients: Sequence[Tensor]) -> list[Tensor]:
     seen: set[int] = set()
     owned = []
     for gradient in gradients:
+        if gradient.is_sparse:
+            owned.append(gradient.coalesce())
+            continue
         gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
         seen.add(gradient.data_ptr())
         owned.append(gradient)
     return owned
+
+
+def _sum(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Of the same gradients, several times; the first part is used up."""
+    total = list(parts[0])
+    dense = [k for k, gradient in enumerate(total) if not gradient.is_sparse]
+    for more in parts[1:]:
+        torch._foreach_add_([total[k] for k in dense], [more[k] for k in dense])
+        for k, gradient in enumerate(more):
+            if gradient.is_sparse:
+                total[k] = (total[k] + gradient).coalesce()
+    return total
 
 
 def _chars(windows: Sequence[Batch]) -> int:

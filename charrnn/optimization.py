@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +14,45 @@ from torch import Tensor, nn
 from charrnn.config import TrainConfig
 from charrnn.errors import short
 
+
+class Adam(torch.optim.Adam):
+    """Adam (Kingma & Ba 2015), with decoupled weight decay (Loshchilov & Hutter 2019) where asked; of a table only what was read moves.
+
+    A parameter whose gradient is sparse is a table: a step changes the rows and the moments that the gradient names, and no others.
+    To a row that is read once in a thousand steps, momentum would otherwise go on giving steps, ten times the first one's in all,
+    on what one sighting taught; and each step would read and write the whole table. There is no weight decay on tables.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        tables = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None and p.grad.is_sparse]
+        for table, _, _ in tables:
+            table.grad = None
+        super().step()
+        overflown = getattr(self, "found_inf", None)  # set by a GradScaler, which leaves the test to an optimizer that is fused
+        for table, gradient, group in tables:
+            table.grad = gradient
+            if overflown is None or not overflown:
+                self._step_rows(table, gradient.coalesce(), group)
+
+    def _step_rows(self, table: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        rows, g = gradient.indices()[0], gradient.values()  # (R,), (R, size)
+        mean = state["exp_avg"][rows].lerp_(g, 1 - beta1)
+        square = state["exp_avg_sq"][rows].lerp_(g.square(), 1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        t = float(state["step"])
+        root = (square / (1 - beta2**t)).sqrt_().add_(group["eps"])
+        table.index_add_(0, rows, mean / root, alpha=-float(group["lr"]) / (1 - beta1**t))
+
+
 MOMENTS = {  # what each remembers of a parameter
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    Adam: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.RMSprop: ("step", "square_avg"),
     torch.optim.SGD: ("momentum_buffer",),
 }
@@ -30,13 +67,25 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     ]
     groups = [group for group in groups if group["params"]]
     rate, betas = config.learning_rate, (config.momentum, config.beta2)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)
+    if config.optimizer in ("adamw", "adam"):
+        return Adam(groups, lr=rate, betas=betas, fused=True, decoupled_weight_decay=config.optimizer == "adamw")
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate, alpha=config.beta2)
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+
+
+def give(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows."""
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient if isinstance(optimizer, Adam) else gradient.to_dense()
+
+
+def clip(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients in place so that the norm of all of them together is at most `max_norm`; what it was."""
+    values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+    norm = torch.nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

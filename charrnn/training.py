@@ -38,7 +38,7 @@ from charrnn.gradients import Shards, seeded
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.novelty import keep_text
-from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
+from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, clip, give, load_optimizer
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
@@ -276,10 +276,9 @@ class Trainer:
         self.learning_rate = settings.learning_rate * counters.learning_rate_scale * self.schedule.factor(self.progress(), counters.step)
         windows = [self._next_window() for _ in range(settings.accumulate)]
         gradients, tally = self.shards.gradients(windows)
-        for parameter, gradient in zip(self.parameters, gradients):
-            parameter.grad = gradient
+        give(self.optimizer, self.parameters, gradients)
         self.scaler.unscale_(self.optimizer)
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        self.grad_norm = clip([p.grad for p in self.parameters if p.grad is not None], settings.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.scaler.step(self.optimizer)

@@ -52,10 +52,11 @@ class Bigrams(nn.Module):
             there = there & (torch.rand(keys.shape, device=keys.device, generator=generator) >= dropped)
         rows = torch.where(there, at + 1, 0)
         edge = rows.new_zeros(1, inputs.size(1))
-        before = F.embedding(torch.cat([edge, rows]), self.table.weight)  # (T, B, P)
+        # Sparse gradients: a step touches a few thousand rows of the table.
+        before = F.embedding(torch.cat([edge, rows]), self.table.weight, sparse=True)  # (T, B, P)
         if not self.following:
             return before
-        return torch.cat([before, F.embedding(torch.cat([rows, edge]), self.table.weight)], -1)
+        return torch.cat([before, F.embedding(torch.cat([rows, edge]), self.table.weight, sparse=True)], -1)
 
 
 def _key(first: Tensor, second: Tensor) -> Tensor:
