@@ -5,6 +5,7 @@ Axes: N samples, C channels of a recording, T frames, F features of a frame.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -86,7 +87,8 @@ def utterance(path: Path, config: AudioConfig) -> Tensor:
     found.close()
     if is_whole:
         return first.features
-    length = f"{duration(path, config):,.1f} seconds long; expected at most {config.max_seconds:g}"
+    seconds = math.ceil(100 * duration(path, config)) / 100  # rounded up, so that it does not read like what is allowed
+    length = f"{seconds:,.2f} seconds long; expected at most {config.max_seconds:g}"
     raise DataError(f"{path}: {length}, which is data.audio.max_seconds, so cut the recording or raise that")
 
 

@@ -146,11 +146,13 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
 def test_a_recording_is_an_utterance_if_it_is_short_enough(tmp_path: Path) -> None:
     path = written(tmp_path / "a.wav", tones(2.0))
     assert utterance(path, settings(max_seconds=2)).equal(read(path)[0].features)
-    message = "2.0 seconds long; expected at most 1.9, which is data.audio.max_seconds, so cut the recording or raise that"
+    message = "2.00 seconds long; expected at most 1.9, which is data.audio.max_seconds, so cut the recording or raise that"
     assert refused(lambda: utterance(path, settings(max_seconds=1.9))) == f"{path}: {message}"
+    written(path, tones(2.0)[:-1])
+    assert "2.00 seconds long; expected at most 1.9998, " in refused(lambda: utterance(path, settings(max_seconds=1.9998)))
     np.save(tmp_path / "a.npy", np.zeros((300, 7)))
     assert utterance(tmp_path / "a.npy", settings(max_seconds=3)).shape == (300, 7)
-    assert refused(lambda: utterance(tmp_path / "a.npy", settings(max_seconds=2))).startswith(f"{tmp_path / 'a.npy'}: 3.0 seconds long; ")
+    assert refused(lambda: utterance(tmp_path / "a.npy", settings(max_seconds=2))).startswith(f"{tmp_path / 'a.npy'}: 3.00 seconds long; ")
 
 
 def test_a_header_without_a_length_does_no_harm(tmp_path: Path) -> None:
