@@ -162,6 +162,38 @@ class BlanksConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """What changes an utterance anew each time it is learned from."""
+
+    time_masks: Annotated[int, Field(ge=0, le=1000)] = 0  # stretches of frames that are blanked out (SpecAugment: Park et al. 2019) …
+    time_width: Count = 20  # … of at most so many frames
+    mel_masks: Annotated[int, Field(ge=0, le=1000)] = 0  # bands of channels
+    mel_width: Count = 8
+    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # the utterance is faster or slower by at most this share
+    warp: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # frequencies are higher or lower by at most this share (Jaitly & Hinton 2013)
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.0  # standard deviation of what is added to the normalised features
+
+
+class AudioConfig(Section):
+    """How a recording becomes frames of features."""
+
+    field: Text = "audio"  # the manifest's column with the recordings' paths, relative to the manifest
+    sample_rate: Annotated[int, Field(ge=1000, le=192_000)] = 16_000  # Hz; a recording of another rate is resampled
+    num_mels: Annotated[int, Field(gt=0, le=1024)] = 40  # channels of the log-mel spectrogram
+    window_length: Annotated[int, Field(gt=1, le=1 << 16)] = 400  # samples of a frame
+    hop_length: Annotated[int, Field(gt=0, le=1 << 16)] = 160  # samples from one frame to the next
+    deltas: Annotated[int, Field(ge=0, le=2)] = 0  # 1: with the first derivatives over time, 2: with the second too
+    normalization: Literal["utterance", "global", "none"] = "utterance"  # to mean 0 and variance 1, by channel
+    max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _overlapping(self) -> AudioConfig:
+        if self.hop_length > self.window_length:
+            raise ValueError(f"hop_length {self.hop_length} is above window_length {self.window_length}; frames would miss samples")
+        return self
+
+
 class DataConfig(Section):
     source: Literal["files", "python-stdlib"] = "files"  # python-stdlib: the running Python's own library, on every machine
     path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz or .zip; relative to where the command runs
@@ -178,6 +210,7 @@ class DataConfig(Section):
     marks: Annotated[str, AfterValidator(_distinct), Field(min_length=1)] = "，。、；：？！"  # for tag: those that are learned
     example_length: Count = 256  # characters of an example at most, for fill, classify and tag
     blanks: BlanksConfig = BlanksConfig()  # for fill: what is hidden
+    audio: AudioConfig = AudioConfig()  # for transcribe
     pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
     template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
     script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it

@@ -41,7 +41,10 @@ BUILDING = ".building-"  # what a folder is called in which an entry is being ma
 FORMAT = 3  # of the cache; a change makes old entries strangers
 OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that name a split's own files
 # What does not decide how a text is encoded: where it lies, and what a task makes of it. What is taken of it is said by `fractions`.
-UNREAD = {"path", "val_path", "test_path", "cache", "val_fraction", "test_fraction", "label", "labels", "marks", "example_length", "blanks"}
+UNREAD = {
+    "path", "val_path", "test_path", "cache", "val_fraction", "test_fraction",
+    "label", "labels", "marks", "example_length", "blanks", "audio",
+}  # fmt: skip
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
 

@@ -18,6 +18,7 @@ from charrnn.errors import DataError, did_you_mean, short
 
 TEXT_FIELDS = ("text", "body", "content", "lyrics", "poem", "verse")  # what others call the column that holds the text
 COLONS = re.compile("[:：]")
+CHOSEN = ("data.field", "data.label", "data.audio.field")  # the keys that hold a column's name
 TOKEN = 16  # characters of JSON; an error nearer to the end of a piece may be the cut's
 _STAMP = re.compile(r"\s*\[(\d+):(\d+(?:[.:]\d+)?)\]")
 _WORD_STAMP = re.compile(r"<\d+:\d+(?:[.:]\d+)?>")
@@ -56,7 +57,7 @@ class Record(NamedTuple):
             return json.dumps(value)
         if field not in self.fields:
             known = ", ".join(self.fields)
-            first = f"; set {asker} to one of them" if asker in ("data.field", "data.label") else ""  # a name that a person chose
+            first = f"; set {asker} to one of them" if asker in CHOSEN else ""
             hint = did_you_mean(field, self.fields) or ("; mend the record" if self.number > 1 else first)
             raise DataError(f"{self.place(name)}: no field {field!r}, which {asker} names; its fields are {known}{hint}")
         if value is not None:

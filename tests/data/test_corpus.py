@@ -134,7 +134,7 @@ def test_a_corpus_with_blanks_is_another_one(tmp_path: Path) -> None:
 
 def test_what_a_task_makes_of_a_text_is_no_other_text(tmp_path: Path) -> None:
     corpus_of(tmp_path, VERSE * 4)
-    corpus_of(tmp_path, VERSE * 4, example_length=9, blanks={"share": 0.5}, labels="punctuation", label="x")
+    corpus_of(tmp_path, VERSE * 4, example_length=9, blanks={"share": 0.5}, labels="punctuation", label="x", audio={"num_mels": 9})
     assert len(entries(tmp_path)) == 1
 
 
