@@ -25,7 +25,7 @@ from charrnn import __version__
 from charrnn.config import Config, build_config, parse_yaml, user_path
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean, short
-from charrnn.models.char_rnn import CharRNN
+from charrnn.models import Architecture, build_architecture
 
 FORMAT = "charrnn"
 FORMAT_VERSION = 1  # of model files; a reader refuses what is newer than itself
@@ -188,10 +188,11 @@ def _as_labels(text: str, config: Config) -> tuple[str, ...]:
 
 def _check_weights(path: Path, weights: dict[str, Tensor], config: Config, vocabulary: Vocabulary, labels: tuple[str, ...]) -> None:
     # A layer has at least two tensors: without this, a claim of 10^9 layers would be built before it is refused.
-    if config.model.num_layers > len(weights):
-        raise CheckpointError(f"{path}: damaged: its config asks for {config.model.num_layers} layers and it holds {len(weights)} tensors")
+    asked = max(config.model.num_layers, config.model.decoder.num_layers)
+    if asked > len(weights):
+        raise CheckpointError(f"{path}: damaged: its config asks for {asked} layers and it holds {len(weights)} tensors")
     with torch.device("meta"):
-        expected = dict(CharRNN(config.model, len(vocabulary), len(labels) or None).named_parameters())
+        expected = dict(build_architecture(config, len(vocabulary), len(labels) or None).named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
     check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, shapes, f"{path}: damaged: ")
     for name, weight in weights.items():
@@ -211,11 +212,11 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         raise CheckpointError(f"{place}tensor {short(strangers[0])} has no place in the model that the config describes")
 
 
-def build_model(loaded: Loaded) -> CharRNN:
+def build_model(loaded: Loaded) -> Architecture:
     """The model of a file on the device its weights are on, ready to be used: eval mode, no gradients."""
     device = next(iter(loaded.weights.values())).device
     with torch.random.fork_rng(devices=[]):  # the random weights it begins with are nobody's business
-        model = CharRNN(loaded.config.model, len(loaded.vocabulary), len(loaded.labels) or None).to(device)
+        model = build_architecture(loaded.config, len(loaded.vocabulary), len(loaded.labels) or None).to(device)
     copy_weights(loaded.weights, model)
     return model.eval().requires_grad_(False)
 
@@ -235,6 +236,12 @@ def find_model(model: str | None) -> Path:
     except OSError as error:
         place = error.filename or path or RUNS
         raise UserError(f"{place}: cannot be read: {error.strerror or error}; name a run or model file that you may read") from None
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is that of a model file, or of a run directory that has one: not of what a model is to read."""
+    path = user_path(name, "model")
+    return path.suffix == ".safetensors" or (path.is_dir() and _model_of(path) is not None)
 
 
 def _newest() -> Path:

@@ -82,14 +82,23 @@ BELONGS = {
     "model.tied_embeddings": ("lm", "fill"),
     "model.pooling": ("classify",),
     "model.crf": ("tag",),
+    "model.pyramid": ("transcribe",),
+    "model.decoder": ("transcribe",),
+    "model.dropout.unknown": ("lm", "fill", "classify", "tag"),
+    "decoding": ("transcribe",),
+    "data.audio": ("transcribe",),
     "model.bigrams": ("fill", "classify", "tag"),
     "train.tbptt_window": ("lm",),
     "train.class_weights": ("classify", "tag"),
     "train.keep_text": ("lm",),
 }
 # What a task takes for a key that is left out, where the key has no meaning in the others.
-SETTLED = {"classify": {"data": {"label": "label"}, "model": {"pooling": "max"}}}
+SETTLED: dict[str, dict[str, dict[str, Any]]] = {
+    "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
+    "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
+}
 NAMED_COLUMNS = ("jsonl", "csv", "tsv")
+COLUMNS = {"classify": "text and label", "transcribe": "recording and transcript"}  # what a task reads from them
 PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
@@ -171,6 +180,7 @@ class AugmentConfig(Section):
     mel_width: Count = 8
     speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # the utterance is faster or slower by at most this share
     warp: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # frequencies are higher or lower by at most this share (Jaitly & Hinton 2013)
+    equalizer: Annotated[float, Field(ge=0, le=40)] = 0.0  # decibels, standard deviation of each of four waves over the channels
     noise: Annotated[float, Field(ge=0, le=10)] = 0.0  # standard deviation of what is added to the normalised features
 
 
@@ -182,10 +192,17 @@ class AudioConfig(Section):
     num_mels: Annotated[int, Field(gt=0, le=1024)] = 40  # channels of the log-mel spectrogram
     window_length: Annotated[int, Field(gt=1, le=1 << 16)] = 400  # samples of a frame
     hop_length: Annotated[int, Field(gt=0, le=1 << 16)] = 160  # samples from one frame to the next
+    top_db: Annotated[float, Field(gt=0, le=200)] | None = None  # its loudest is 0, and nothing further below that
     deltas: Annotated[int, Field(ge=0, le=2)] = 0  # 1: with the first derivatives over time, 2: with the second too
-    normalization: Literal["utterance", "global", "none"] = "utterance"  # to mean 0 and variance 1, by channel
+    # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: to mean 0 by channel in each, one variance
+    normalization: Literal["utterance", "mean", "global", "none"] = "utterance"
     max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def features(self) -> int:
+        """Numbers of a frame."""
+        return self.num_mels * (1 + self.deltas)
 
     @model_validator(mode="after")
     def _overlapping(self) -> AudioConfig:
@@ -297,6 +314,26 @@ class BigramsConfig(Section):
     size: Width = 64  # of a pair's vector
 
 
+class PyramidConfig(Section):
+    """Layers above the `num_layers` plain ones, each of which reads several steps of the layer below as one (Chan et al. 2016)."""
+
+    levels: Annotated[int, Field(ge=0, le=16)] = 3
+    reduction: Annotated[int, Field(ge=2, le=64)] = 2  # steps that become one, in each of them
+
+
+class DecoderConfig(Section):
+    """What writes the characters: a recurrent network that looks at what the encoder made of the whole input."""
+
+    hidden_size: Width = 256
+    num_layers: Annotated[int, Field(gt=0, le=1000)] = 1
+    attention: Literal["additive", "location"] = "location"  # location: knows where it looked before (Chorowski et al. 2015)
+    attention_size: Width = 128
+    location_filters: Width = 10
+    location_width: Annotated[int, Field(gt=0, le=1 << 16)] = 15  # encoder steps that a filter sees on each side, and the one between
+    teacher_forcing_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # how often it is told the true character before, and not its own
+    ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the loss by which the encoder alone is judged (Watanabe et al. 2017)
+
+
 class ModelConfig(Section):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"] = "lstm"
     embedding_size: Width = 64
@@ -309,6 +346,8 @@ class ModelConfig(Section):
     residual: bool = False  # a layer's input is added to its output, where they are equally wide
     pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # for classify: one answer of a text; by default max
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
+    pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
+    decoder: DecoderConfig = DecoderConfig()  # for transcribe
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
 
@@ -354,7 +393,7 @@ class TrainConfig(Section):
     ema_decay: Fraction = 0.0  # weight averaging; the averaged weights are what is evaluated and saved. 0 is off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patience: Count | None = None  # stop after so many evaluations without a better value
-    best_by: Text | None = None  # the val metric that chooses the model: nats for lm and fill, accuracy for classify, f1 for tag
+    best_by: Text | None = None  # the val metric that chooses: nats for lm and fill, accuracy for classify, f1 for tag, errors in speech
     class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None  # for classify and tag: what a label counts in the loss
     evaluate_every: Count = 500  # steps
     save_every: Count = 500
@@ -368,14 +407,24 @@ class TrainConfig(Section):
         return self
 
 
+class DecodingConfig(Section):
+    """How the likeliest characters are sought."""
+
+    beam_width: Annotated[int, Field(gt=0, le=1000)] = 1  # of beam search; 1 is greedy
+    ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the encoder's own opinion (CTC) in the score; above 0, a beam of 1 too
+    length_normalization: Annotated[float, Field(ge=0, le=5)] = 0.6  # 0: none; the exponent of Wu et al. 2016, equation 14
+    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8
+
+
 class Config(Section):
-    task: Literal["lm", "fill", "classify", "tag"] = "lm"
+    task: Literal["lm", "fill", "classify", "tag", "transcribe"] = "lm"
     run: Text = "runs/default"  # the run directory
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig
+    decoding: DecodingConfig = DecodingConfig()  # for transcribe
 
     @model_validator(mode="before")
     @classmethod
@@ -402,8 +451,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _of_this_task(self) -> Config:
         for name, tasks in BELONGS.items():
-            section, key = name.split(".")
-            model: Section = getattr(self, section)
+            *sections, key = name.split(".")
+            model: Section = self
+            for section in sections:
+                model = getattr(model, section)
             value, default = getattr(model, key), type(model).model_fields[key].get_default(call_default_factory=True)
             if self.task not in tasks and value != default:
                 if isinstance(value, Section):
@@ -425,10 +476,10 @@ class Config(Section):
                 "data.labels: column reads labels from CoNLL columns, and the text is to be read as something else; "
                 "set data.format: conll alone, or make the labels of the text with labels: punctuation or segmentation"
             )
-        if self.task == "classify" and (data.format not in ("auto", *NAMED_COLUMNS) or _is_plain(data)):
+        if self.task in COLUMNS and (data.format not in ("auto", *NAMED_COLUMNS) or _is_plain(data)):
             raise ValueError(
-                "data.format: task classify reads text and label from named columns, and the text is to be read as something else; "
-                f"set data.format: {', '.join(NAMED_COLUMNS)} or auto, and leave out data.documents, data.pattern and data.source"
+                f"data.format: task {self.task} reads {COLUMNS[self.task]} from named columns, and the file is to be read as something "
+                f"else; set data.format: {', '.join(NAMED_COLUMNS)} or auto, and leave out data.documents, data.pattern and data.source"
             )
         return self
 
@@ -437,6 +488,15 @@ class Config(Section):
         if self.model.crf and (self.train.class_weights is not None or self.train.label_smoothing):
             key = "train.class_weights" if self.train.class_weights is not None else "train.label_smoothing"
             raise ValueError(f"{key}: is of labels that are judged one by one, and model.crf judges them together; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _sought(self) -> Config:
+        if self.decoding.ctc_weight and not self.model.decoder.ctc_weight:
+            raise ValueError(
+                f"decoding.ctc_weight: {self.decoding.ctc_weight:g} asks what CTC thinks, and model.decoder.ctc_weight: 0 trains none; "
+                "set that above 0 before training, or leave decoding.ctc_weight out"
+            )
         return self
 
     @property

@@ -6,6 +6,7 @@ import ctypes
 import re
 import sys
 
+import numpy as np
 import torch
 
 from charrnn.config import DEVICE, EXPECTED
@@ -69,3 +70,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if multiplies_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def seeded(device: torch.device, *entropy: int) -> torch.Generator:
+    """A generator whose seed is drawn from all of `entropy`, so that neighbouring numbers give unrelated streams."""
+    seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed) >> 1)

@@ -26,18 +26,24 @@ import torch
 from torch import Tensor
 
 from charrnn.checkpoint import Loaded
-from charrnn.config import Config, ModelConfig, build_config
+from charrnn.config import Config, build_config
 from charrnn.data.corpus import Corpus
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, counted
+from charrnn.models import BUILDERS
 from charrnn.models.char_rnn import BY_ID
+from charrnn.models.transcriber import CTC_BY_ID
 
 # What gives the weights their shapes and their meaning. Dropout and backend may change.
 SHAPE = (
-    "cell", "embedding_size", "hidden_size", "num_layers", "bidirectional", "residual", "tied_embeddings", "layer_norm",
-    "bigrams.max_size", "bigrams.size",
+    "model.cell", "model.embedding_size", "model.hidden_size", "model.num_layers", "model.bidirectional", "model.residual",
+    "model.tied_embeddings", "model.layer_norm", "model.bigrams.max_size", "model.bigrams.size",
+    "model.pyramid.levels", "model.pyramid.reduction", "model.decoder.hidden_size", "model.decoder.num_layers",
+    "model.decoder.attention", "model.decoder.attention_size", "model.decoder.location_filters", "model.decoder.location_width",
+    "data.audio.sample_rate", "data.audio.num_mels", "data.audio.window_length", "data.audio.hop_length", "data.audio.top_db",
+    "data.audio.deltas", "data.audio.normalization",
 )  # fmt: skip
-ANSWER = ("pooling", "crf")  # of what answers
+ANSWER = ("model.pooling", "model.crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
 
 
@@ -46,13 +52,15 @@ def prepare(config: Config, loaded: Loaded) -> Config:
 
     Raises CheckpointError, naming every key, where the weights do not fit.
     """
-    old, new = loaded.config.model, config.model
+    if BUILDERS[loaded.config.task] is not BUILDERS[config.task]:
+        fact = f"a model of task {loaded.config.task}, which is made otherwise than one of task {config.task}"
+        raise CheckpointError(f"{loaded.path}: cannot start from it: {fact}; name a model of task {config.task}, or leave out --init-from")
     compared = SHAPE if loaded.config.task != config.task else (*SHAPE, *ANSWER)
-    settings = [(key, *map(attrgetter(key), (old, new))) for key in compared]
-    differing = [(f"model.{key}", _said(there), _said(here)) for key, there, here in settings if there != here]
+    settings = [(key, *map(attrgetter(key), (loaded.config, config))) for key in compared]
+    differing = [(key, _said(there), _said(here)) for key, there, here in settings if there != here]
     if differing:
         facts = ", ".join(f"{key} is {there} there and {here} here" for key, there, here in differing)
-        refusal = _refusal(config, old, compared)
+        refusal = _refusal(config, loaded.config, compared)
         flags = " ".join(f"--set {key}={there}" for key, there, _ in differing)
         remedy = f"set the same with {flags}" if refusal is None else f"it cannot be the same here ({refusal}), so begin with another model"
         raise CheckpointError(f"{loaded.path}: cannot start from it: {facts}; {remedy}, or leave out --init-from")
@@ -69,9 +77,9 @@ def prepare(config: Config, loaded: Loaded) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"vocabulary": vocabulary})})
 
 
-def _refusal(config: Config, model: ModelConfig, keys: Sequence[str]) -> str | None:
-    """Why a configuration cannot have these keys as that model has them; None where it can."""
-    overrides = [f"model.{key}={json.dumps(attrgetter(key)(model))}" for key in keys]
+def _refusal(config: Config, other: Config, keys: Sequence[str]) -> str | None:
+    """Why a configuration cannot have these keys as that of a model has them; None where it can."""
+    overrides = [f"{key}={json.dumps(attrgetter(key)(other))}" for key in keys]
     try:
         build_config(config.model_dump(mode="json"), "the config", overrides)
     except ConfigError as error:
@@ -89,29 +97,34 @@ def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[
 
     Without `head`, only those of the embedding, of the pairs and of the recurrent layers.
     """
-    sources = _sources(loaded.vocabulary, vocabulary)  # (W,)
+    sources = _sources(loaded.vocabulary, vocabulary, loaded.vocabulary.unknown)  # (W,)
     shares = sources == loaded.vocabulary.unknown  # (W,)
     weights = {}
     by_id = [name for name in BY_ID if name == "embedding.weight" or not loaded.labels]
+    by_id += [f"speller.{name}" for name in by_id]
     for name, weight in loaded.weights.items():
         if not (head or name.startswith(("embedding.", "bigrams.", "recurrent."))):
             continue
         if name.startswith("bigrams.") and loaded.vocabulary.symbols != vocabulary.symbols:
             continue
+        if name in CTC_BY_ID:  # what `unknown` is elsewhere is the blank here; nothing is ever taken for the end of a text
+            assert loaded.vocabulary.end is not None
+            weights[name] = weight[_sources(loaded.vocabulary, vocabulary, loaded.vocabulary.end).to(weight.device)]
+            continue
         if name not in by_id:
             weights[name] = weight
             continue
         rows = weight[sources.to(weight.device)]  # (V, ·) -> (W, ·)
-        if name == "head.bias":
+        if name.endswith("head.bias"):
             rows[shares.to(weight.device)] -= math.log(int(shares.sum()))  # of one alone: 0
         weights[name] = rows
     return weights
 
 
-def _sources(old: Vocabulary, new: Vocabulary) -> Tensor:
-    """(W,) the old id whose row each new id takes."""
-    symbols = [old.symbols.index(symbol) if symbol in old.symbols else old.unknown for symbol in new.symbols]
-    return torch.tensor(symbols + [old.id(character) for character in new.characters])
+def _sources(old: Vocabulary, new: Vocabulary, strange: int) -> Tensor:
+    """(W,) the old id whose row each new id takes; `strange`: for what the old vocabulary does not have."""
+    symbols = [old.symbols.index(symbol) if symbol in old.symbols else strange for symbol in new.symbols]
+    return torch.tensor(symbols + [old.id(character) if character in old else strange for character in new.characters])
 
 
 def report(loaded: Loaded, corpus: Corpus, *, head: bool = True) -> str:

@@ -13,19 +13,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from charrnn.data.batch import Batch
+from charrnn.device import seeded
 from charrnn.metrics import Tally
 from charrnn.tasks.task import State, Task, carry
-
-
-def seeded(device: torch.device, *entropy: int) -> torch.Generator:
-    """A generator whose seed is drawn from all of `entropy`, so that neighbouring numbers give unrelated streams."""
-    seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed) >> 1)
 
 
 def shard_count(device: torch.device, columns: int, wanted: int) -> int:

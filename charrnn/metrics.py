@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -154,6 +154,54 @@ class Confusion:
         return {f"{prefix}accuracy": self.accuracy(), f"{prefix}macro_f1": self.macro_f1()}
 
 
+@dataclass(frozen=True)
+class Edits:
+    """How far what was written is from what was said: edits are the fewest insertions, deletions and substitutions. Scalars, int64."""
+
+    char_edits: Tensor
+    chars: Tensor  # that were said
+    word_edits: Tensor
+    words: Tensor  # between white space
+    right: Tensor  # texts without an edit
+    count: Tensor  # texts
+
+    @classmethod
+    def of(cls, truth: str, answer: str) -> Edits:
+        words, found = truth.split(), answer.split()
+        numbers = edit_distance(truth, answer), len(truth), edit_distance(words, found), len(words), int(truth == answer), 1
+        return cls(*(torch.tensor(number) for number in numbers))
+
+    def __add__(self, other: Edits) -> Edits:
+        return Edits(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    def char_error_rate(self) -> float:
+        """Edits for each character that was said; above 1 where far more was written than said."""
+        return int(self.char_edits) / max(1, int(self.chars))
+
+    def word_error_rate(self) -> float:
+        return int(self.word_edits) / max(1, int(self.words))
+
+    def sentence_accuracy(self) -> float:
+        """The share of texts that are right to the character."""
+        if int(self.count) == 0:
+            raise ValueError("no texts were counted, so there is no share of them")
+        return int(self.right) / int(self.count)
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        rates = self.char_error_rate(), self.word_error_rate(), self.sentence_accuracy()
+        return {f"{prefix}{name}": rate for name, rate in zip(("char_error_rate", "word_error_rate", "sentence_accuracy"), rates)}
+
+
+def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein 1966)."""
+    row = list(range(len(second) + 1))  # from nothing of `first` to each beginning of `second`
+    for i, mine in enumerate(first, start=1):
+        corner, row[0] = row[0], i
+        for j, other in enumerate(second, start=1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (mine != other))
+    return row[-1]
+
+
 def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:
     return {f"{prefix}precision": precision, f"{prefix}recall": recall, f"{prefix}f1": f1}
 
@@ -165,7 +213,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 def less_is_better(metric: str) -> bool:
     """Of a metric's name, with `val_` before it or not."""
-    return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity"))
+    return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity")) or metric.endswith("_error_rate")
 
 
 def cost(metrics: Mapping[str, float], prefix: str = "") -> tuple[float, str]:

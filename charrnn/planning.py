@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
 
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import split_configs
@@ -15,9 +14,8 @@ from charrnn.data.files import find_files
 from charrnn.device import resolve_precision
 from charrnn.errors import DataError, counted
 from charrnn.gradients import shard_count
-from charrnn.models.char_rnn import count_parameters
+from charrnn.models import Architecture, count_parameters
 from charrnn.ops.backends import Request, explain
-from charrnn.ops.cells import CELLS
 from charrnn.tasks.task import Task
 
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1}
@@ -54,7 +52,7 @@ class Plan:
         )
 
 
-def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
+def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
     """The plan of a task with its model on a device. Raises UnsupportedBackend where the backend that is named cannot run it."""
     config, corpus = task.config, task.corpus
     batches = list(islice(task.batches("train"), LOOKED_AT))
@@ -63,7 +61,7 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
     precision = resolve_precision(config.train.precision, device)
     request = Request(config.model.cell, device.type, autocast=None if precision == torch.float32 else precision)
     warnings = []
-    if per_parameter < 1:
+    if per_parameter < 1 and not batches[0].inputs.is_floating_point():  # what is read is more than what is said of it
         warnings.append(
             f"the model is far too large for the text: {parameters:,} parameters for {characters:,} characters, "
             "so it will learn the text by heart; lower model.hidden_size, raise model.dropout, or add text"
@@ -75,7 +73,7 @@ def describe(task: Task, model: nn.Module, device: torch.device) -> Plan:
         files=corpus.files,
         left_out=sum(len(find_files(data, key)) for key, data in split_configs(config.data).items()) - corpus.files,
         documents=corpus.documents,
-        memory_bytes=_memory(task, parameters, batches),
+        memory_bytes=_memory(task, model, parameters, batches),
         vocabulary_size=len(task.vocabulary),
         steps_per_epoch=task.steps_per_epoch(),
         batches="windows" if config.is_windowed else "batches",
@@ -107,13 +105,10 @@ def _without_effect(task: Task) -> list[str]:
     return [f"{' and '.join(named)} {have} no effect: no value is measured without a val split; raise data.val_fraction or add text"]
 
 
-def _memory(task: Task, parameters: int, batches: Sequence[Batch]) -> int:
+def _memory(task: Task, model: Architecture, parameters: int, batches: Sequence[Batch]) -> int:
     """Bytes: weights, gradients, the optimizer's copies, the average, the last good state; and what backward needs of the widest batch."""
-    model, train = task.config.model, task.config.train
+    train = task.config.train
     kept = 1 + OPTIMIZER_COPIES[train.optimizer] + (1 if train.ema_decay else 0)
     weights = parameters * (2 * kept + 1)  # the last good state doubles what is kept; the gradients are not
-    # A layer keeps its input's product and its gates, their derivatives, states, outputs; the head its logits and theirs.
-    layer = 2 * CELLS[model.cell].gates * model.output_size + 4 * model.output_size
-    read = model.embedding_size + (model.bigrams.size * (2 if model.bidirectional else 1) if model.bigrams.max_size else 0)
-    char, answer = 2 * read + model.num_layers * layer, 4 * (len(task.labels) or len(task.vocabulary))
-    return 4 * (weights + max(batch.inputs.numel() * char + int((batch.targets != IGNORED).sum()) * answer for batch in batches))
+    asked = [int((batch.targets != IGNORED).sum()) for batch in batches]
+    return 4 * (weights + max(model.numbers_kept(b.inputs.shape, b.targets.shape, n) for b, n in zip(batches, asked)))

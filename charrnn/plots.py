@@ -1,12 +1,14 @@
 """Pictures, as PNG: drawn without a screen, by matplotlib, which is asked for only here.
 
-Axes: K labels.
+Axes: K labels, L characters, S encoder steps.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from charrnn.errors import UserError, printable
 from charrnn.metrics import Confusion
@@ -59,6 +61,33 @@ def confusion_png(confusion: Confusion, labels: Sequence[str]) -> tuple[bytes, s
             for row, column in ((row, column) for row in range(len(labels)) for column in range(len(labels))):
                 color = "white" if shares[row, column] > DARK else "black"
                 axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize="small")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", bbox_inches="tight")
+    return picture.getvalue(), note
+
+
+def alignment_png(alignment: Tensor, text: str, seconds: float) -> tuple[bytes, str | None]:
+    """A picture of where in a recording of so many seconds the decoder looked, (L, S) the darker the more, before it wrote each character.
+
+    And what there is to say of it.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = ["␣" if character.isspace() else character for character in map(printable, text)]
+    fonts, missing = _fonts(names)
+    note = f"no font here has {missing[0]!r}; install one such as Noto Sans CJK" if missing else None
+    names = ["□" if missing and set(name) & set(missing) else name for name in names]
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False, "text.usetex": False}):
+        figure = Figure(figsize=(min(max(4.0, 2.5 * seconds), 40), min(max(2.0, 0.9 + 0.17 * len(names)), 40)), dpi=144)
+        axes = figure.subplots()
+        if names:
+            extent = (0.0, seconds, len(names) - 0.5, -0.5)
+            axes.imshow(alignment.cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("characters, from the top")
+        axes.set_title(f"{len(names)} characters in {seconds:.2f} s", fontsize="medium")
         picture = io.BytesIO()
         figure.savefig(picture, format="png", bbox_inches="tight")
     return picture.getvalue(), note

@@ -23,10 +23,10 @@ def filled(text: str, width: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table: its first column to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """The lines of a table: the columns `left`, of text, begin at the left, the others, of figures, end at the right."""
     widths = [max(map(columns, column)) for column in zip(*rows)]
-    return ["  ".join(filled(cell, width, right=i > 0) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    return ["  ".join(filled(cell, width, right=i not in left) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
 
 
 def named(label: str) -> str:

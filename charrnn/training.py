@@ -31,10 +31,10 @@ from charrnn.checkpoint import (
 )
 from charrnn.config import Config, user_path
 from charrnn.data.batch import Batch
-from charrnn.device import keep_freed_memory, resolve_device, resolve_precision
+from charrnn.device import keep_freed_memory, resolve_device, resolve_precision, seeded
 from charrnn.errors import UserError, did_you_mean
 from charrnn.evaluation import measure, metrics_of
-from charrnn.gradients import Shards, seeded
+from charrnn.gradients import Shards
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.novelty import keep_text

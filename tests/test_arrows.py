@@ -37,9 +37,10 @@ LEFT = {
     "novelty": "checkpoint data run_directory",
     "prosody": "",
     "verse": "data constraints prosody",
+    "decoding": "config data models ops",
     "tagging": "config data layers sampling",
-    "tasks": "config metrics tables ops layers models data sampling tagging",
-    "gradients": "config metrics data tasks",
+    "tasks": "config metrics tables device ops layers models data sampling decoding tagging",
+    "gradients": "config metrics device data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
@@ -47,11 +48,12 @@ LEFT = {
     "generation": "data sampling constraints",
     "search": "data sampling constraints",
     "filling": "data sampling",
+    "transcribing": "config data models decoding",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 

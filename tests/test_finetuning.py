@@ -21,7 +21,9 @@ from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, UserError
 from charrnn.evaluation import per_char
 from charrnn.finetuning import keeps_head, prepare, report, widen
+from charrnn.models import build_architecture
 from charrnn.models.char_rnn import CharRNN
+from charrnn.models.transcriber import Transcriber
 from charrnn.run_directory import RunDirectory
 from charrnn.tasks import load_task
 from charrnn.training import Trainer, plan, train
@@ -387,3 +389,57 @@ def test_a_model_that_reads_from_both_sides_is_no_beginning_of_a_language_model(
         "(model.bidirectional: a language model that reads from both sides has read its own answer), so begin with another model, "
         "or leave out --init-from"
     )
+
+
+# A transcriber
+
+SPEECH: dict[str, Any] = {
+    "task": "transcribe",
+    "data": {"path": "x", "audio": {"num_mels": 3}},
+    "model": {"embedding_size": 4, "hidden_size": 5, "pyramid": {"levels": 1}, "decoder": {"hidden_size": 6, "attention_size": 4}},
+    "train": {"max_steps": 1},
+}
+
+
+def test_a_transcriber_takes_new_characters_and_hears_what_it_heard() -> None:
+    """The decoder's `unknown` shares its odds with the new ones; CTC, whose blank it is, gives them the end's, which it never hears."""
+    old, new = Vocabulary(SYMBOLS[:2], "ab"), Vocabulary(SYMBOLS[:2], "abc")
+    config = build_config(SPEECH, "test")
+    torch.manual_seed(4)
+    model = build_architecture(config, len(old))
+    assert isinstance(model, Transcriber) and model.ctc is not None
+    nn.init.normal_(model.speller.head.bias)
+    nn.init.normal_(model.ctc.bias)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    loaded = Loaded(weights, config, old, 1, {}, Path("x"))
+    wider = build_model(Loaded(widen(loaded, new), config, new, 0, {}, Path("x")))
+    assert isinstance(wider, Transcriber)
+    frames = torch.randn(9, 2, 3)
+    before, after = model.eval().encode(frames, None), wider.encode(frames, None)
+    previous = torch.tensor([[1, 1], [2, 3], [3, 2]])
+    odds, wide = (m(e, previous).log_softmax(-1) for m, e in ((model, before), (wider, after)))  # (L, B, V), (L, B, V + 1)
+    torch.testing.assert_close(wide[..., 1:4], odds[..., 1:])
+    torch.testing.assert_close(torch.logaddexp(wide[..., 0], wide[..., 4]), odds[..., 0])
+    heard, wider_heard = model.ctc_logits(before), wider.ctc_logits(after)
+    assert heard is not None and wider_heard is not None
+    torch.testing.assert_close(wider_heard[..., :4], heard)
+    torch.testing.assert_close(wider_heard[..., 4], heard[..., 1])
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (
+            {"model": {**SPEECH["model"], "pyramid": {"levels": 2}}},
+            "model.pyramid.levels is 1 there and 2 here; set the same with --set model.pyramid.levels=1",
+        ),
+        ({"data": {"path": "x", "audio": {"num_mels": 3, "top_db": 40}}}, "data.audio.top_db is None there and 40.0 here"),
+        ({"task": "lm", "model": {}, "data": {"path": "x"}}, "a model of task transcribe, which is made otherwise than one of task lm"),
+    ],
+)
+def test_a_transcriber_does_not_begin_what_is_made_otherwise(change: dict[str, Any], line: str) -> None:
+    config = build_config(SPEECH, "test")
+    loaded = Loaded({}, config, Vocabulary(SYMBOLS[:2], "ab"), 1, {}, Path("model.safetensors"))
+    with pytest.raises(CheckpointError) as refused:
+        prepare(build_config({**SPEECH, **change}, "test"), loaded)
+    assert str(refused.value).startswith("model.safetensors: cannot start from it: ") and line in str(refused.value)

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from charrnn.metrics import Confusion, Spans, Tally, cost, less_is_better, sayable
+from charrnn.metrics import Confusion, Edits, Spans, Tally, cost, edit_distance, less_is_better, sayable
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:
@@ -131,3 +133,56 @@ def test_spans_add_up_and_none_at_all_are_worth_nothing() -> None:
     for labels in (2, 0):
         none = Spans.of([], [], labels)
         assert set(none.as_metrics().values()) == set(none.as_means().values()) == {0.0}
+
+
+def brute_force(first: str, second: str) -> int:
+    """The definition: of the last characters, one is left out, one put in, or one stands for the other."""
+    if not first or not second:
+        return len(first) + len(second)
+    substituted = brute_force(first[:-1], second[:-1]) + (first[-1] != second[-1])
+    return min(substituted, brute_force(first[:-1], second) + 1, brute_force(first, second[:-1]) + 1)
+
+
+@settings(deadline=None, max_examples=50)  # two cores may be busy with something else
+@given(st.text("ab\U0001d11e", max_size=5), st.text("ab\U0001d11e", max_size=5))
+def test_edit_distance_is_that_of_the_definition(first: str, second: str) -> None:
+    assert edit_distance(first, second) == brute_force(first, second) == edit_distance(list(second), tuple(first))
+
+
+@settings(deadline=None, max_examples=50)  # two cores may be busy with something else
+@given(st.text("abc", max_size=30), st.text("abc", max_size=30), st.text("abc", max_size=30))
+def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
+
+
+def test_edits_by_hand() -> None:
+    found = Edits.of("one two three", "one too  there")
+    assert (int(found.char_edits), int(found.chars), int(found.word_edits), int(found.words)) == (4, 13, 2, 3)
+    assert (int(found.right), int(found.count)) == (0, 1)
+    rates = {"val_char_error_rate": 4 / 13, "val_word_error_rate": 2 / 3, "val_sentence_accuracy": 0}
+    assert found.as_metrics("val_") == pytest.approx(rates)
+    assert Edits.of("a b", "a  b").as_metrics() == pytest.approx({"char_error_rate": 1 / 3, "word_error_rate": 0, "sentence_accuracy": 0})
+
+
+def test_edits_add_up_and_long_texts_weigh_more() -> None:
+    total = Edits.of("a", "b") + Edits.of("x" * 9, "x" * 9) + Edits.of("", "")
+    assert total.as_metrics() == pytest.approx({"char_error_rate": 1 / 10, "word_error_rate": 1 / 2, "sentence_accuracy": 2 / 3})
+    assert total.char_edits.dtype == torch.int64
+
+
+def test_more_may_be_written_than_was_said() -> None:
+    assert Edits.of("a", "abcd").char_error_rate() == 3 and Edits.of("", "abc").as_metrics()["char_error_rate"] == 3
+
+
+def test_a_share_of_no_texts_is_none() -> None:
+    none = Edits(*(torch.tensor(0) for _ in range(6)))
+    with pytest.raises(ValueError, match=r"^no texts were counted, so there is no share of them$"):
+        none.as_metrics()
+
+
+@pytest.mark.parametrize("name", ["char_error_rate", "word_error_rate", "sentence_accuracy"])
+@pytest.mark.parametrize("prefix", ["", "val_"])
+def test_fewer_errors_are_better(prefix: str, name: str) -> None:
+    assert less_is_better(prefix + name) == name.endswith("_error_rate")

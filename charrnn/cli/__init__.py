@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import classify, data, evaluating, fill, info, sample, tag, train
+from charrnn.cli import classify, data, evaluating, fill, info, sample, tag, train, transcribe
 from charrnn.errors import UserError
 
 # What a command can do with less memory.
@@ -25,10 +25,11 @@ LESS_MEMORY = {
     "tag": "set --device cpu, or cut the text up",
     "fill": "lower --top, or set --device cpu",
     "classify": "set --device cpu, or end other programs",
+    "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
 }
 
 app = typer.Typer(
-    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify or tag, and measure them.",
+    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag and transcribe.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -49,6 +50,7 @@ app.command()(evaluating.score)
 app.command()(fill.fill)
 app.command()(classify.classify)
 app.command()(tag.tag)
+app.command()(transcribe.transcribe)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")

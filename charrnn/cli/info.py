@@ -13,13 +13,14 @@ from charrnn.errors import printable
 def info(model: Model = None) -> None:
     """Show what is in a checkpoint."""
     from charrnn.checkpoint import build_model, find_model, load_model
-    from charrnn.models.char_rnn import count_parameters, recurrent_sizes
+    from charrnn.models import count_parameters, recurrent_sizes
 
     loaded = load_model(find_model(model))
     network, shape = build_model(loaded), loaded.config.model
     typer.echo(f"file        {loaded.path} ({loaded.path.stat().st_size:,} bytes)")
     typer.echo(f"task        {loaded.config.task}")
-    typer.echo(f"model       {shape.cell}, {shape.num_layers} × {shape.hidden_size}, embedding {shape.embedding_size}")
+    for part, made in network.described().items():
+        typer.echo(f"{part:<12}{made}")
     typer.echo(f"parameters  {count_parameters(network):,}")
     if shape.bidirectional:
         wide, forward, reverse = recurrent_sizes(network)  # both directions are of one size

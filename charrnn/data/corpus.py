@@ -7,15 +7,11 @@ share one copy. Memory does not grow with the file: text passes through in piece
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import mmap
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,18 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from charrnn.config import DataConfig, user_path
+from charrnn.data.cache import build_entry
 from charrnn.data.decoding import AUTO, read_text
 from charrnn.data.files import Source, find_files, kind, sources
 from charrnn.data.formats import Reading, read_file
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
 from charrnn.errors import DataError, UserError, did_you_mean
-from charrnn.lock import locked
 
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time
 BLOCK = 1 << 24  # ids put into the order of their documents, or searched for the ends of these, at a time
 FORGET = 256  # batches or windows after which the system may have the pages of the text back
-BUILDING = ".building-"  # what a folder is called in which an entry is being made
 FORMAT = 3  # of the cache; a change makes old entries strangers
 OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that name a split's own files
 # What does not decide how a text is encoded: where it lies, and what a task makes of it. What is taken of it is said by `fractions`.
@@ -165,7 +160,7 @@ def load_corpus(config: DataConfig, seed: int, progress: Progress | None = None,
     Raises DataError naming file and remedy where the text cannot be used.
     """
     files = {key: find_files(part, key) for key, part in split_configs(config).items()}
-    stamps = {key: _stamps(paths) for key, paths in files.items()}
+    stamps = {key: file_stamps(paths) for key, paths in files.items()}
     readings = {key: Reading(part, sources(files[key])) for key, part in split_configs(config).items()}
     _refuse_mixture(readings)
     cache = user_path(config.cache, "data.cache")
@@ -199,7 +194,8 @@ def _joint(contents: dict[str, str]) -> str:
     return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _stamps(files: list[Path]) -> list[Stamp]:
+def file_stamps(files: Sequence[Path]) -> list[Stamp]:
+    """Raises DataError where a file is not there or may not be looked at."""
     stamps = []
     for path in files:
         try:
@@ -297,59 +293,15 @@ def _build(
     readings: dict[str, Reading], stamps: dict[str, list[Stamp]], seed: int, blank: bool, entry: Path, report: Callable[[int], None]
 ) -> None:
     """Make an entry of the cache. `stamps`: of the files, from before the first look into them."""
-    cache = entry.parent
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        _sweep(cache)
-        with _workshop(cache) as workshop:
-            made = workshop / "made"
-            made.mkdir()
-            _encode(readings, seed, blank, made, report)
-            for key, reading in readings.items():
-                for path, before, after in zip(reading.files, stamps[key], _stamps(reading.files)):
-                    if before != after:
-                        raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
-            for path in made.iterdir():  # an entry that is there after a power cut is whole
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-            if not _is_whole(entry):  # it may be there, and damaged
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(entry, workshop / "damaged")
-            try:
-                os.replace(made, entry)
-            except OSError:
-                if not _is_whole(entry):  # else another job was faster, and what it wrote is the same
-                    raise
-    except OSError as error:
-        remedy = "free some space or name another directory in data.cache"
-        raise DataError(f"data.cache {cache}: cannot be written: {error.strerror or error}; {remedy}") from None
 
+    def make(made: Path, _: Path) -> None:
+        _encode(readings, seed, blank, made, report)
+        for key, reading in readings.items():
+            for path, before, after in zip(reading.files, stamps[key], file_stamps(reading.files)):
+                if before != after:
+                    raise DataError(f"{path}: changed while it was read; start again when nothing writes to it")
 
-@contextlib.contextmanager
-def _workshop(cache: Path) -> Iterator[Path]:
-    """A folder to make an entry in. Its lock is there before it and behind it, so who finds a folder that is not locked may sweep it."""
-    folder = cache / (BUILDING + secrets.token_hex(8))
-    with locked(_lock_of(folder)):
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what stays is swept by the next job
-
-
-def _sweep(cache: Path) -> None:
-    """Take away the workshops of jobs that were killed: those whose lock can be had."""
-    for folder in cache.glob(f"{BUILDING}*"):
-        # A UserError: its job is at work. An OSError: it is another user's, and not ours to take away.
-        with contextlib.suppress(UserError, OSError):
-            if folder.is_dir():
-                with locked(_lock_of(folder)) as hindrance:
-                    if not hindrance:
-                        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
+    build_entry(entry, make, _is_whole)
 
 
 def _encode(readings: dict[str, Reading], seed: int, blank: bool, into: Path, report: Callable[[int], None]) -> None:

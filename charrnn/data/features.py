@@ -18,6 +18,7 @@ from charrnn.config import AudioConfig, AugmentConfig
 FLOOR = 1e-10  # power: about that of 16 bits' rounding, so digital silence is no further from speech than a quiet room is
 EPSILON = 1e-5  # standard deviation: what a channel that never changes is divided by
 REACH = 2  # frames to each side that a derivative is taken over
+WAVES = 4  # of an equalizer's curve, the slowest half a wave over all channels
 MASKED = 0.2  # of an utterance at most under one time mask: the p of SpecAugment, else a short word would vanish whole
 
 
@@ -79,10 +80,14 @@ def deltas(x: Tensor, order: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def normalised(x: Tensor) -> Tensor:
-    """(T, F) -> (T, F): each channel with mean 0 and standard deviation 1 over the utterance; zeros where it never changes."""
+def normalised(x: Tensor, *, together: bool = False) -> Tensor:
+    """(T, F) -> (T, F): each channel with mean 0 and standard deviation 1 over the utterance; zeros where it never changes.
+
+    `together`: with one deviation for all channels, so that one in which nothing is said stays quiet.
+    """
     wide = x.double()  # (T, F): in float32 the mean of equal numbers is not quite that number
     std, mean = torch.std_mean(wide, dim=0, correction=0)  # (F,) each
+    std = std.square().mean().sqrt() if together else std
     return ((wide - mean) / (std + EPSILON)).to(x.dtype)
 
 
@@ -106,22 +111,27 @@ def statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def finish(x: Tensor, config: AudioConfig) -> Tensor:
-    """(T, M) -> (T, F), what a model reads: with its derivatives, and normalised if that is by utterance."""
+    """(T, M) -> (T, F), what a model reads: its silences cut, with its derivatives, and normalised if that is by utterance."""
+    if config.top_db is not None:  # how loud it is, and how deep its silences, tells of the microphone, and not of what is said
+        x = (x - x.max()).clamp(min=-config.top_db * math.log(10) / 10)
     x = deltas(x, config.deltas)
-    return normalised(x) if config.normalization == "utterance" else x
+    return normalised(x, together=config.normalization == "mean") if config.normalization in ("utterance", "mean") else x
 
 
 def augmented(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """(T, M) -> (T', M): other features that say the same, each time other ones; x itself where the settings are all 0.
 
-    Before `finish`. In this order: faster or slower, the channels read at other frequencies (the factor is one of the mel scale, on which
-    channels lie at equal distances), masks, noise. A mask holds the utterance's mean, which is 0 once it is normalised.
+    Before `finish`. In this order: faster or slower, the channels read at other frequencies (the factor is one of the mel scale, on
+    which channels lie at equal distances), louder here and softer there (`equalizer`), masks, noise. A mask holds the utterance's mean,
+    which is 0 once it is normalised.
     """
     if config.speed:
         length = max(1, round(len(x) / _factor(config.speed, generator)))
         x = _read_at(x, (torch.arange(length, dtype=torch.float64) + 0.5) * (len(x) / length) - 0.5)
     if config.warp:
         x = _read_at(x.T, torch.arange(1, x.size(1) + 1, dtype=torch.float64) * _factor(config.warp, generator) - 1).T
+    if config.equalizer:
+        x = x + _curve(x.size(1), config.equalizer, generator)
     if not (config.time_masks or config.mel_masks or config.noise):
         return x
     std, mean = torch.std_mean(x, dim=0, correction=0)  # (M,) each
@@ -135,6 +145,14 @@ def augmented(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> T
     if config.noise:
         x += config.noise * std * torch.randn(x.shape, generator=generator)
     return x
+
+
+def _curve(channels: int, decibels: float, generator: torch.Generator) -> Tensor:
+    """(M,) in nats of power: how another microphone, or another throat, would colour the channels; smooth, a sum of slow cosines."""
+    waves = torch.arange(1, WAVES + 1, dtype=torch.float64).unsqueeze(-1)  # (WAVES, 1)
+    places = (torch.arange(channels, dtype=torch.float64) + 0.5) / channels  # (M,)
+    heights = torch.randn(WAVES, 1, dtype=torch.float64, generator=generator) * decibels * math.log(10) / 10
+    return (heights * torch.cos(math.pi * waves * places)).sum(0).float()
 
 
 def _factor(most: float, generator: torch.Generator) -> float:

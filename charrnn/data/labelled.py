@@ -1,17 +1,10 @@
-"""Labelled texts: a label for each text, in named columns, or one for each character, in CoNLL columns. All of them are in memory.
-
-What is wrong with one text comes in its place as a DataError, so that who can do without it goes on; a corpus raises it.
-"""
+"""Labelled texts: a label for each text, in named columns, or one for each character, in CoNLL columns. All of them are in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +13,11 @@ import numpy as np
 
 from charrnn.config import DataConfig, FiltersConfig
 from charrnn.data.batch import IGNORED
-from charrnn.data.corpus import SPLITS, Corpus, Ids, encode_text, expect_split
+from charrnn.data.corpus import Corpus, Ids, expect_split
 from charrnn.data.decoding import halves
 from charrnn.data.documents import lines_of
-from charrnn.data.files import Source, find_files, sources
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, vocabulary_of
+from charrnn.data.files import Source, sources
 from charrnn.data.filtering import Filters
 from charrnn.data.formats import Reading, half
 from charrnn.data.script import Converter
@@ -205,31 +199,18 @@ def load_labelled(config: DataConfig, seed: int, read: Read = texts) -> Labelled
 
     Labels are those of `data.path`, and the vocabulary is that of what is trained on: what stands only in val or test is unknown.
     """
-    notes: list[str] = []
-    files = sources(find_files(config))
-    found = _all(read(config, files, notes))
-    given: dict[str, list[Example]] = {}
-    for split, path in (("val", config.val_path), ("test", config.test_path)):
-        if path is not None:
-            key, own_notes = f"data.{split}_path", list[str]()
-            named = sources(find_files(config.model_copy(update={"path": path}), key))
-            given[split] = _all(read(config, named, own_notes))
-            notes += [f"{key}: {note}" for note in own_notes]
-            files = files + named
-    if not found:
-        raise DataError(f"{_named(files)}: holds no labelled text; expected some to learn from")
-    parts = _split(found, config, seed, _named(files)) | given
-    labels = tuple(sorted({label for example in found for label in _labels(example)}))
-    _expect_labels(labels, sum(len(_labels(example)) for example in found), config, _named(files))
-    vocabulary = _vocabulary(parts["train"], config, _named(files))
-    return _labelled(parts, vocabulary, labels, config, notes, len({source.path for source in files}))
+    parts = load_parts(config, seed, read, "labelled text")
+    labels = tuple(sorted({label for example in parts.found for label in _labels(example)}))
+    _expect_labels(labels, sum(len(_labels(example)) for example in parts.found), config, parts.name)
+    vocabulary = vocabulary_of((example.text for example in parts.splits["train"]), config, parts.name)
+    return _labelled(parts.splits, vocabulary, labels, config, parts.notes, parts.files)
 
 
 def load_labelled_file(config: DataConfig, path: Path, vocabulary: Vocabulary, labels: tuple[str, ...], read: Read = texts) -> Labelled:
     """A file of the user's own, whole and in its order, as split `test` in a trained model's vocabulary and labels. Without the filters."""
     notes: list[str] = []
     files = sources([path])
-    found = _all(read(own(config, files), files, notes))
+    found = sound(read(own(config, files), files, notes))
     if not found:
         raise DataError(f"{path}: holds no labelled text; expected some to measure on")
     return _labelled({"train": [], "test": found, "val": []}, vocabulary, labels, config, notes, 1)
@@ -255,34 +236,8 @@ def listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
 
 
-def _all(examples: Iterable[Example | DataError]) -> list[Example]:
-    found = []
-    for example in examples:
-        if isinstance(example, DataError):
-            raise example
-        found.append(example)
-    return found
-
-
-def _named(files: list[Source]) -> str:
-    return files[0].name if len(files) == 1 else f"{len(files)} files from {files[0].name}"
-
-
 def _labels(example: Example) -> tuple[str, ...]:
     return (example.labels,) if isinstance(example.labels, str) else example.labels or ()
-
-
-def _split(found: list[Example], config: DataConfig, seed: int, name: str) -> dict[str, list[Example]]:
-    """Shuffled by seed, as the documents of a corpus are."""
-    val, test = (math.ceil(len(found) * Fraction(str(config.fractions[split]))) for split in ("val", "test"))
-    train = len(found) - val - test
-    if train < 1:
-        remedy = "add texts, or lower data.val_fraction and data.test_fraction"
-        raise DataError(f"{name}: {len(found)} labelled {'text leaves' if len(found) == 1 else 'texts leave'} none to train on; {remedy}")
-    order = np.arange(len(found))
-    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
-    shuffled = [found[i] for i in order]
-    return {"train": shuffled[:train], "test": shuffled[train : train + test], "val": shuffled[train + test :]}
 
 
 def _expect_labels(labels: tuple[str, ...], count: int, config: DataConfig, name: str) -> None:
@@ -293,65 +248,19 @@ def _expect_labels(labels: tuple[str, ...], count: int, config: DataConfig, name
         raise DataError(f"{name}: {fact}; expected labels that come again and again, so set data.label to their column")
 
 
-def _vocabulary(train: list[Example], config: DataConfig, name: str) -> Vocabulary:
-    counts = Counter("".join(example.text for example in train))
-    kept = config.vocabulary
-    vocabulary = Vocabulary.from_counts(
-        {ord(character): count for character, count in counts.items()},
-        ends=True,
-        blank=kept.blank,
-        max_size=kept.max_size,
-        min_count=kept.min_count,
-        include=kept.include,
-    )
-    if len(vocabulary.characters) == 1:
-        fact = f"only one character to read, {vocabulary.characters!r}"
-        raise DataError(f"{name}: data.vocabulary: {fact}; there is nothing to tell texts by")
-    return vocabulary
-
-
 def _labelled(
     parts: dict[str, list[Example]], vocabulary: Vocabulary, labels: tuple[str, ...], config: DataConfig, notes: list[str], files: int
 ) -> Labelled:
     index = {label: i for i, label in enumerate(labels)}
-    examples = [example for split in ("train", "test", "val") for example in parts[split]]
-    lengths = [len(example.text) for example in examples]
-    ids = encode_text(vocabulary, [("".join(example.text for example in examples), np.cumsum(lengths).tolist())])
-    targets = np.full(len(ids), IGNORED, dtype=np.int32)
-    at = 0
-    for example in examples:
+    targets: list[int] = []
+    for example in (example for split in ORDER for example in parts[split]):
         asked = []
         for character, label in enumerate(_labels(example)):
             if label not in index:
                 raise unknown_label(example, label, labels, character)
             asked.append(index[label])
-        end = at + len(example.text)
-        if isinstance(example.labels, str):
-            targets[end] = asked[0]
-        else:
-            targets[at:end] = asked
-        at = end + 1
-    edges = {}
-    start = 0
-    for split in ("train", "test", "val"):
-        stop = start + sum(len(example.text) + 1 for example in parts[split])
-        edges[split] = (start, stop)
-        start = stop
-    contents = hashlib.blake2b(digest_size=16)
-    for part in (vocabulary.to_json().encode(), repr((labels, edges)).encode(), ids.tobytes(), targets.tobytes()):
-        contents.update(part)
-    unknown = len(ids) - int(np.count_nonzero(ids))
-    known = set().union(*(example.text for example in examples))
-    corpus = Corpus(
-        vocabulary=vocabulary,
-        ids=ids,
-        ranges={split: edges[split] for split in SPLITS},
-        documents=len(examples),
-        unknown=unknown,
-        absent="".join(character for character in config.vocabulary.include if character not in known),
-        files=files,
-        contents=contents.hexdigest(),
-        notes=notes,
-        mapped=None,
-    )
-    return Labelled(corpus, labels, targets)
+        targets += [IGNORED] * len(example.text) + asked if isinstance(example.labels, str) else [*asked, IGNORED]
+    found = np.array(targets, dtype=np.int32)
+    texts = {split: [example.text for example in some] for split, some in parts.items()}
+    beside = repr(labels).encode() + found.tobytes()
+    return Labelled(corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=beside), labels, found)

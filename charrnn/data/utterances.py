@@ -5,16 +5,12 @@ What is wrong with one of them comes in its place as a DataError, so that who ca
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
-from charrnn.config import AudioConfig, DataConfig
-from charrnn.data.audio import utterance, why_unreadable
-from charrnn.data.corpus import Progress
+from charrnn.config import DataConfig
+from charrnn.data.audio import why_unreadable
 from charrnn.data.files import Source
 from charrnn.data.formats import Reading
 from charrnn.data.labelled import NAMED_COLUMNS
@@ -52,33 +48,6 @@ def manifest(config: DataConfig, files: list[Source], notes: list[str]) -> Itera
             yield error
         else:
             notes += reading.notes()
-
-
-def load_utterances(
-    utterances: Sequence[Utterance], config: AudioConfig, progress: Progress | None = None, *, channels: int | None = None
-) -> list[Tensor | DataError]:
-    """(T, F) each, before `finish`: the features of all recordings, in their order, or what is wrong with one.
-
-    All have as many features a frame: `channels`, or as many as the first. They are held in memory, 4 bytes each, and nowhere else.
-    """
-    sizes = [os.path.getsize(u.audio) if u.audio.is_file() else 0 for u in utterances]
-    total, done = sum(sizes), 0
-    found: list[Tensor | DataError] = []
-    for said, size in zip(utterances, sizes):
-        features: Tensor | DataError
-        try:
-            features = utterance(said.audio, config)
-            channels = channels or features.size(1)
-            if features.size(1) != channels:
-                fact = f"{said.audio}: {features.size(1)} features a frame; expected {channels}, as in the others"
-                raise DataError(f"{fact}, so make all features in the same way")
-        except DataError as error:
-            features = DataError(f"{said.place()}: {error}")
-        found.append(features)
-        done += size
-        if progress:
-            progress(done, total)
-    return found
 
 
 def _kind(source: Source, config: DataConfig) -> str:

@@ -75,6 +75,10 @@ class RecurrentStack(nn.Module):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
         return Weights(*(self.get_parameter(f"{name}_{_suffix(layer, direction)}") for name in names))
 
+    def numbers_kept(self) -> int:
+        """About how many numbers backward needs of a layer's step: its input's product, its gates, their derivatives, states, outputs."""
+        return 2 * CELLS[self.cell].gates * self.output_size + 4 * self.output_size
+
     def initial_state(self, batch_size: int, like: Tensor) -> tuple[State, ...]:
         """Zeros, one state a layer and direction, (h,) or (h, c), each (B, H), of the dtype and on the device of `like`."""
         zeros = like.new_zeros(batch_size, self.hidden_size)  # (B, H)

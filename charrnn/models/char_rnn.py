@@ -7,7 +7,8 @@ vocabulary), N rows that are asked for.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from charrnn.layers.crf import CRF
 from charrnn.layers.dropout import drop_rows, dropout, dropout_mask
 from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
+from charrnn.models.beginning import begin_head, begin_inputs
 from charrnn.ops.cells import State
 
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
@@ -79,16 +81,22 @@ class CharRNN(nn.Module):
             self._initialise()
 
     def _initialise(self) -> None:
-        for layer in range(self.recurrent.num_layers):
-            for direction in range(self.recurrent.directions):
-                weight = self.recurrent.weights(layer, direction).weight_ih  # (G·H, fan_in)
-                nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
-        bound = HEAD_GAIN * (3 / self.head.in_features) ** 0.5
-        nn.init.uniform_(self.head.weight, -bound, bound)
+        begin_inputs(self.recurrent)
+        begin_head(self.head, gain=HEAD_GAIN)
         tells = self.crf is not None or self.decision is not None  # a label at each step
         nn.init.normal_(self.embedding.weight, std=LABEL_SCALE if tells else 1 / self.read_scale)
         if self.bigrams is not None:
             nn.init.normal_(self.bigrams.table.weight, std=BIGRAM_SCALE)
+
+    def described(self) -> dict[str, str]:
+        """What it is made of, for a person."""
+        stack = self.recurrent
+        return {"model": f"{stack.cell}, {stack.num_layers} × {stack.hidden_size}, embedding {self.embedding.embedding_dim}"}
+
+    def numbers_kept(self, inputs: torch.Size, targets: torch.Size, asked: int) -> int:
+        """About how many numbers backward needs of inputs (T, B) and of `asked` answers; the head keeps its logits and their gradients."""
+        char = 2 * self.recurrent.input_size + self.recurrent.num_layers * self.recurrent.numbers_kept()
+        return math.prod(inputs) * char + asked * 4 * self.head.out_features
 
     def forward(
         self,
@@ -136,26 +144,3 @@ class CharRNN(nn.Module):
     def _drop(self, x: Tensor, place: Literal["input", "output"], generator: torch.Generator | None) -> Tensor:
         p = self.dropout.input if place == "input" else self.dropout.output
         return dropout(x, p, locked=self.dropout.is_locked(place), training=self.training, generator=generator)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that are learned; a shared tensor counts once. Which pairs a table is of is not learned by steps."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
-
-
-class RecurrentSizes(NamedTuple):
-    """What reading from both sides costs: outputs twice as wide, and as many parameters once more."""
-
-    outputs: int  # numbers that the stack hands to the head at each step
-    forward: int  # parameters of the recurrent layers that read from the beginning
-    reverse: int  # and from the end; 0 in one direction
-
-
-def recurrent_sizes(model: CharRNN) -> RecurrentSizes:
-    stack = model.recurrent
-
-    def numbers(direction: int) -> int:
-        layers = [stack.weights(layer, direction) for layer in range(stack.num_layers)]
-        return sum(weight.numel() for weights in layers for weight in weights if weight is not None)
-
-    return RecurrentSizes(stack.output_size, numbers(0), numbers(1) if stack.directions == 2 else 0)

@@ -9,8 +9,9 @@ from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel
 from charrnn.tasks.tag import Tagging
 from charrnn.tasks.task import Task, TaskKind
+from charrnn.tasks.transcribe import Transcribing
 
-TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier, "tag": Tagging}
+TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier, "tag": Tagging, "transcribe": Transcribing}
 
 
 def load_task(config: Config, progress: Progress | None = None) -> Task:

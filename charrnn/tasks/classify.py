@@ -23,6 +23,7 @@ from charrnn.data.padding import buckets, pad
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, counted, short
 from charrnn.metrics import Confusion, Tally
+from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating
 from charrnn.tables import confusion_table
 from charrnn.tasks.task import State, class_weights, fresh_model, read_alone
@@ -83,7 +84,7 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         return self.labelled.labels
 
-    def model(self) -> nn.Module:
+    def model(self) -> CharRNN:
         return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:

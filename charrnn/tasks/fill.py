@@ -27,6 +27,7 @@ from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
+from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating, opening
 from charrnn.tasks.task import State, fresh_model, shortcomings
 
@@ -74,7 +75,7 @@ class Fill:
     def vocabulary(self) -> Vocabulary:
         return self.corpus.vocabulary
 
-    def model(self) -> nn.Module:
+    def model(self) -> CharRNN:
         return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:

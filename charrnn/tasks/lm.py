@@ -21,6 +21,7 @@ from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
 from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.metrics import Tally
+from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
 from charrnn.tasks.task import State, fresh_model, shortcomings
 
@@ -49,7 +50,7 @@ class LanguageModel:
     def vocabulary(self) -> Vocabulary:
         return self.corpus.vocabulary
 
-    def model(self) -> nn.Module:
+    def model(self) -> CharRNN:
         return fresh_model(self, self.corpus.split("train"))
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:

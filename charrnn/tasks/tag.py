@@ -26,6 +26,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
 from charrnn.errors import DataError, counted
 from charrnn.metrics import Confusion, Spans, Tally
+from charrnn.models.char_rnn import CharRNN
 from charrnn.tables import aligned, named
 from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
 from charrnn.tasks.task import Scores, State, class_weights, fresh_model, read_alone
@@ -154,7 +155,7 @@ class Tagging:
     def vocabulary(self) -> Vocabulary:
         return self.corpus.vocabulary
 
-    def model(self) -> nn.Module:
+    def model(self) -> CharRNN:
         return fresh_model(self, self.splits["train"].ids)
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:

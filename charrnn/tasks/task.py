@@ -18,6 +18,7 @@ from charrnn.data.pairs import frequent_pairs
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, did_you_mean, short
 from charrnn.metrics import Tally, less_is_better
+from charrnn.models import Architecture, build_architecture
 from charrnn.models.char_rnn import CharRNN
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Task(Protocol):
     def best_by(self) -> tuple[str, bool]:
         """The metric that chooses the best model where train.best_by names none, without `val_`; whether less of it is better."""
 
-    def model(self) -> nn.Module:
+    def model(self) -> Architecture:
         """A fresh model on the CPU, its weights drawn from config.seed alone."""
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
@@ -120,12 +121,18 @@ def chosen_by(task: Task) -> tuple[str, bool]:
     return task.best_by if named is None else (named, less_is_better(named))
 
 
+def fresh(task: Task) -> Architecture:
+    """What a task trains, its weights drawn from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(task.config.seed)
+        return build_architecture(task.config, len(task.vocabulary), len(task.labels) or None)
+
+
 def fresh_model(task: Task, text: Ids) -> CharRNN:
     """What Task.model promises. `text`: what it will learn from, (N,) ids, of which the pairs that it reads are the frequent ones."""
     wanted = task.config.model.bigrams
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(task.config.seed)
-        model = CharRNN(task.config.model, len(task.vocabulary), len(task.labels) or None)
+    model = fresh(task)
+    assert isinstance(model, CharRNN)
     if model.bigrams is not None:
         pairs = frequent_pairs(text, len(task.vocabulary.symbols), wanted.max_size, wanted.min_count)
         model.bigrams.keep(torch.from_numpy(pairs))

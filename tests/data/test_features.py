@@ -244,3 +244,35 @@ def test_masks_are_of_what_was_warped_and_noise_is_on_them() -> None:
     torch.testing.assert_close(masked[hidden], warped.mean(0).expand(int(hidden.sum()), -1))
     assert bool((noisy != masked).all())
     torch.testing.assert_close((noisy - masked).std() / warped.std(), torch.tensor(0.1), atol=0.01, rtol=0)
+
+
+def test_what_lies_far_below_the_loudest_is_raised() -> None:
+    """Ten decibels are a factor of 10 in power; a louder recording with deeper silences is then no other utterance."""
+    x = torch.tensor([[0.0, -2.0], [-30.0, -1.0], [-9.0, -11.6]])
+    config = AudioConfig(top_db=50, normalization="none")
+    lowest = -50 * math.log(10) / 10
+    torch.testing.assert_close(finish(x, config), torch.tensor([[0.0, -2.0], [lowest, -1.0], [-9.0, lowest]]))
+    deeper = torch.where(x < lowest, x - 20, x) + 8
+    for normalization in ("none", "utterance"):
+        both = AudioConfig(top_db=50, normalization=normalization, deltas=1)
+        torch.testing.assert_close(finish(deeper, both), finish(x, both))
+        uncut = both.model_copy(update={"top_db": None})
+        assert not torch.allclose(finish(deeper, uncut), finish(x, uncut))
+
+
+def test_one_deviation_for_all_channels_keeps_a_quiet_one_quiet() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([5.0, 1.0, 0.01]) + torch.tensor([1.0, -7.0, 2.0])
+    found = finish(x, AudioConfig(normalization="mean"))
+    torch.testing.assert_close(found.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    assert float(found.square().mean()) == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(found.std(0) / found.std(0)[0], x.std(0) / x.std(0)[0])
+
+
+def test_an_equalizer_colours_the_channels_alike_in_every_frame() -> None:
+    x, config = torch.zeros(7, 40), AugmentConfig(equalizer=6)
+    curves = torch.stack([augmented(x, config, torch.Generator().manual_seed(seed)) for seed in range(400)])  # (N, T, M)
+    assert torch.equal(curves[:, 0], curves[:, 6]) and not torch.equal(curves[0], curves[1])
+    # Four waves, each with a mean square of a half over the channels.
+    deviation = float(curves[:, 0].square().mean().sqrt()) * 10 / math.log(10)
+    assert deviation == pytest.approx(6 * math.sqrt(4 / 2), rel=0.1)
+    assert float(curves[:, 0].diff(dim=1).abs().max()) < 0.25 * float(curves.abs().max())

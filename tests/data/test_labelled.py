@@ -124,7 +124,7 @@ def test_a_file_is_read_with_the_vocabulary_and_the_labels_of_a_model(tmp_path: 
         ("label\ttext\n1\ta\n1\tb\n", {}, "only one label, '1'; there is nothing to decide"),
         ("label\ttext\n", {}, "holds no labelled text; expected some to learn from"),
         ("label\ttext\n1\ta\n0\tb\n", {"val_fraction": 0.9},
-         "2 labelled texts leave none to train on; add texts, or lower data.val_fraction and data.test_fraction"),
+         "2 labelled texts leave none to train on; add some, or lower data.val_fraction and data.test_fraction"),
         ("label\ttext\n1\ta\tc\n0\tb\n", {}, "line 2: 3 fields, and the header has 2; mend the row"),
         ("label\ttext\n" + "".join(f"{i}\tx{i}\n" for i in range(150)), {}, "150 different labels for 150 texts or characters; "
          "expected labels that come again and again, so set data.label to their column"),

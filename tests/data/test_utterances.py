@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from charrnn.config import AudioConfig, DataConfig
 from charrnn.data.audio import utterance
 from charrnn.data.files import sources
-from charrnn.data.utterances import Utterance, load_utterances, manifest
+from charrnn.data.utterances import Utterance, manifest
 from charrnn.errors import DataError
 
 ROWS = [("a.wav", "one two"), ("sub/b.flac", 'three, "four"'), ("c.npy", "五")]
@@ -130,33 +129,3 @@ def test_a_name_that_is_not_utf8_is_found_and_such_a_transcript_refused(folder: 
     message = "bytes ED A0 BD: no whole character; expected text without CESU-8 surrogates or damage, so mend it there"
     assert told(half) == f"{folder / 'm.tsv'}: record 2 (line 3): {message}"
     assert isinstance(found, Utterance) and utterance(found.audio, SETTINGS).shape == (30, 7)
-
-
-def test_features_come_in_order_and_progress_is_told(folder: Path) -> None:
-    said = [row for row in rows(folder, TSV) if isinstance(row, Utterance)]
-    heard: list[tuple[int, int]] = []
-    found = load_utterances(said, SETTINGS, lambda done, total: heard.append((done, total)))
-    for features, row in zip(found, said):
-        assert isinstance(features, torch.Tensor) and features.equal(utterance(row.audio, SETTINGS))
-    assert [len(x) for x in found if isinstance(x, torch.Tensor)] == [50, 50, 30]
-    sizes = np.cumsum([row.audio.stat().st_size for row in said]).tolist()
-    assert heard == [(size, sizes[-1]) for size in sizes]
-    assert load_utterances([], SETTINGS) == []
-
-
-def test_a_recording_that_cannot_be_used_is_named_with_its_line(folder: Path) -> None:
-    said = [row for row in rows(folder, TSV) if isinstance(row, Utterance)]
-    said[1].audio.write_bytes(b"no sound")
-    np.save(folder / "c.npy", np.zeros((3, 9)))
-    found = load_utterances(said, SETTINGS)
-    path = folder / "m.tsv"
-    assert isinstance(found[0], torch.Tensor)
-    assert isinstance(found[1], DataError) and str(found[1]).startswith(f"{path}: line 3: {said[1].audio}: not audio that can be read (")
-    message = "9 features a frame; expected 7, as in the others, so make all features in the same way"
-    assert isinstance(found[2], DataError) and str(found[2]) == f"{path}: line 4: {folder / 'c.npy'}: {message}"
-    said[0].audio.unlink()
-    gone, _, features = load_utterances(said, SETTINGS)
-    assert isinstance(gone, DataError) and str(gone) == f"{path}: line 2: {said[0].audio}: no such file; expected a recording"
-    assert isinstance(features, torch.Tensor)  # then it is the first
-    [other] = load_utterances(said[2:], SETTINGS, channels=7)
-    assert isinstance(other, DataError)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from charrnn.config import BigramsConfig, DropoutConfig, ModelConfig
 from charrnn.layers.pooling import KINDS
-from charrnn.models.char_rnn import CharRNN, count_parameters, recurrent_sizes
+from charrnn.models import count_parameters, recurrent_sizes
+from charrnn.models.char_rnn import CharRNN
 from charrnn.ops.cells import CELLS
 
 # T time, B batch, V vocabulary size

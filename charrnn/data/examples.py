@@ -1,0 +1,131 @@
+"""Examples that a corpus is made of one by one: read from named files, shuffled into splits, their texts encoded.
+
+What is wrong with one comes in its place as a DataError, so that who can do without it goes on; a corpus raises it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from charrnn.config import DataConfig
+from charrnn.data.corpus import SPLITS, Corpus, encode_text
+from charrnn.data.files import Source, find_files, sources
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import DataError, counted
+
+ORDER = ("train", "test", "val")  # of the splits in a corpus
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts(Generic[T]):
+    """The examples of a configuration."""
+
+    found: list[T]  # those of data.path
+    splits: dict[str, list[T]]
+    notes: list[str]  # of how they were read, for a person
+    name: str  # of the files
+    files: int
+
+
+def load_parts(
+    config: DataConfig, seed: int, read: Callable[[DataConfig, list[Source], list[str]], Iterator[T | DataError]], what: str
+) -> Parts[T]:
+    """The splits of a configuration, each of its own files or of data.path shuffled by seed. `what`: one of the examples, for an error.
+
+    Raises DataError naming file and line where one cannot be used.
+    """
+    notes: list[str] = []
+    files = sources(find_files(config))
+    found = sound(read(config, files, notes))
+    given: dict[str, list[T]] = {}
+    for split, path in (("val", config.val_path), ("test", config.test_path)):
+        if path is not None:
+            key, own_notes = f"data.{split}_path", list[str]()
+            named = sources(find_files(config.model_copy(update={"path": path}), key))
+            given[split] = sound(read(config, named, own_notes))
+            notes += [f"{key}: {note}" for note in own_notes]
+            files = files + named
+    name = files[0].name if len(files) == 1 else f"{len(files)} files from {files[0].name}"
+    if not found:
+        raise DataError(f"{name}: holds no {what}; expected some to learn from")
+    return Parts(found, _shuffled(found, config, seed, name, what) | given, notes, name, len({source.path for source in files}))
+
+
+def sound(examples: Iterable[T | DataError]) -> list[T]:
+    """All of them. Raises what is wrong with the first that cannot be used."""
+    found = []
+    for example in examples:
+        if isinstance(example, DataError):
+            raise example
+        found.append(example)
+    return found
+
+
+def _shuffled(found: Sequence[T], config: DataConfig, seed: int, name: str, what: str) -> dict[str, list[T]]:
+    """As the documents of a corpus are."""
+    val, test = (math.ceil(len(found) * Fraction(str(config.fractions[split]))) for split in ("val", "test"))
+    train = len(found) - val - test
+    if train < 1:
+        remedy = "add some, or lower data.val_fraction and data.test_fraction"
+        raise DataError(f"{name}: {counted(len(found), what)} {'leaves' if len(found) == 1 else 'leave'} none to train on; {remedy}")
+    order = np.arange(len(found))
+    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
+    shuffled = [found[i] for i in order.tolist()]
+    return {"train": shuffled[:train], "test": shuffled[train : train + test], "val": shuffled[train + test :]}
+
+
+def vocabulary_of(texts: Iterable[str], config: DataConfig, name: str, *, least: int = 2) -> Vocabulary:
+    """Of what is trained on; with fewer characters than `least` there is nothing to learn. Raises DataError then."""
+    counts = Counter("".join(texts))
+    kept = config.vocabulary
+    vocabulary = Vocabulary.from_counts(
+        {ord(character): count for character, count in counts.items()},
+        ends=True,
+        blank=kept.blank,
+        max_size=kept.max_size,
+        min_count=kept.min_count,
+        include=kept.include,
+    )
+    if len(vocabulary.characters) < least:
+        fact = f"only one character, {vocabulary.characters!r}"
+        raise DataError(f"{name}: data.vocabulary: {fact}; there is nothing to tell texts by")
+    return vocabulary
+
+
+def corpus_of(
+    texts: Mapping[str, Sequence[str]], vocabulary: Vocabulary, config: DataConfig, *, notes: list[str], files: int, beside: bytes
+) -> Corpus:
+    """Texts by split as documents, each closed by `end`, in memory. `beside`: what else the corpus holds, for its hash."""
+    ordered = [text for split in ORDER for text in texts[split]]
+    ids = encode_text(vocabulary, [("".join(ordered), np.cumsum(list(map(len, ordered))).tolist())])
+    edges = {}
+    start = 0
+    for split in ORDER:
+        stop = start + sum(len(text) + 1 for text in texts[split])
+        edges[split] = (start, stop)
+        start = stop
+    contents = hashlib.blake2b(digest_size=16)
+    for part in (vocabulary.to_json().encode(), repr(edges).encode(), ids.tobytes(), beside):
+        contents.update(part)
+    known = set().union(*ordered)
+    return Corpus(
+        vocabulary=vocabulary,
+        ids=ids,
+        ranges={split: edges[split] for split in SPLITS},
+        documents=len(ordered),
+        unknown=len(ids) - int(np.count_nonzero(ids)),
+        absent="".join(character for character in config.vocabulary.include if character not in known),
+        files=files,
+        contents=contents.hexdigest(),
+        notes=notes,
+        mapped=None,
+    )

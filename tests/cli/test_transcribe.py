@@ -1,0 +1,203 @@
+"""`charrnn transcribe`: a line for each recording, a line for each mistake, and the exit code that says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from charrnn.checkpoint import save_model
+from charrnn.config import build_config
+from charrnn.tasks import load_task
+from tests.cli.learning import learn
+from tests.test_cli import Said, said_to
+
+RATE = 4000
+TONES = {"a": 400.0, "b": 1200.0, " ": 0.0}  # Hz
+TEXTS = ("a", "b", "ab", "ba", "aa", "bb", "a b", "b a")
+
+Run = Callable[..., Said]
+
+
+def sound(text: str) -> np.ndarray:
+    """A tenth of a second of tone for each letter, with a pause behind it."""
+    time = np.arange(RATE // 10) / RATE
+    silence = np.zeros(RATE // 20)
+    return np.concatenate([part for c in text for part in (0.5 * np.sin(2 * np.pi * TONES[c] * time), silence)])
+
+
+SETTINGS = {
+    "task": "transcribe",
+    "data": {
+        "path": "train.tsv",
+        "val_fraction": 0.0,
+        "audio": {"sample_rate": RATE, "num_mels": 8, "window_length": 100, "hop_length": 50, "normalization": "global"},
+    },
+    "model": {
+        "embedding_size": 6,
+        "hidden_size": 12,
+        "pyramid": {"levels": 1},
+        "decoder": {"hidden_size": 12, "attention_size": 8, "location_filters": 2, "location_width": 2},
+    },
+    "train": {"max_steps": 1, "batch_size": 8, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recordings, and a model that knows them by heart."""
+    folder = tmp_path_factory.mktemp("learned")
+    for i, text in enumerate(TEXTS):
+        soundfile.write(folder / f"{i}.wav", sound(text), RATE)
+    rows = "".join(f"{i}.wav\t{text}\n" for i, text in enumerate(TEXTS))
+    (folder / "train.tsv").write_text(f"audio\ttranscript\n{rows}", encoding="utf-8")
+    data = {**SETTINGS["data"], "path": str(folder / "train.tsv"), "cache": str(folder / "cache")}  # type: ignore[dict-item]
+    learn(build_config({**SETTINGS, "data": data}, "test"), folder / "model.safetensors", 120)
+    return folder
+
+
+@pytest.fixture
+def run(learned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, command: str = "transcribe") -> Said:
+        return said_to(capsys, command, *arguments)
+
+    return run
+
+
+def test_each_recording_gets_a_line(run: Run) -> None:
+    said = run("model.safetensors", "2.wav", "7.wav")
+    lines = said.out.splitlines()
+    assert said.code == 0 and [line.split("%  ")[1] for line in lines] == ["2.wav  ab", "7.wav  b a"]
+    assert "2 recordings, 0.8 s of sound in" in said.err and "real-time factor" in said.err
+
+
+@pytest.mark.parametrize("beam", [["--beam", "4"], ["--beam", "4", "--ctc-weight", "0.3"], ["--beam", "1"]])
+def test_a_folder_is_its_recordings_in_any_rate_and_with_any_search(run: Run, beam: list[str]) -> None:
+    folder = Path("folder")
+    folder.mkdir()
+    faster = np.interp(np.arange(0, len(sound("ba")), 0.5), np.arange(len(sound("ba"))), sound("ba"))
+    soundfile.write(folder / "stereo.flac", np.stack([faster, faster], 1), 2 * RATE)
+    soundfile.write(folder / "plain.wav", sound("ab"), RATE)
+    (folder / "notes.txt").write_text("not a recording")
+    said = run("model.safetensors", "folder", *beam)
+    assert said.code == 0 and [line.split()[-1] for line in said.out.splitlines()] == ["ab", "ba"]
+    assert "charrnn: warning: folder: 1 file left out, by their names no recordings\n" in said.err
+
+
+def test_json_tells_all(run: Run) -> None:
+    (told,) = map(json.loads, run("model.safetensors", "6.wav", "--json").out.splitlines())
+    assert told["file"] == "6.wav" and told["text"] == "a b" and told["finished"] is True
+    assert told["seconds"] == pytest.approx(0.45) and 0.5 < told["confidence"] <= 1 and told["real_time_factor"] > 0
+    (piece,) = told["pieces"]
+    assert (piece["start"], piece["stop"], piece["text"]) == (0.0, pytest.approx(0.45), "a b")
+
+
+def test_what_cannot_be_used_is_named_and_the_others_are_transcribed(run: Run) -> None:
+    Path("text.wav").write_text("this is no sound")
+    soundfile.write("silent.wav", np.zeros(0), RATE)
+    soundfile.write("nan.wav", np.array([0.0, np.nan, 0.1]), RATE, subtype="FLOAT")
+    np.save("wide.npy", np.zeros((5, 9), dtype=np.float32))
+    Path("empty").mkdir()
+    said = run("model.safetensors", "text.wav", "0.wav", "silent.wav", "nan.wav", "missing.wav", "wide.npy", "empty", "1.wav")
+    assert said.code == 2 and [line.split("%  ")[1] for line in said.out.splitlines()] == ["0.wav  a", "1.wav  b"]
+    faults = [line for line in said.err.splitlines() if line.startswith("charrnn: error: ")]
+    assert len(faults) == 6
+    for name in ("text.wav", "silent.wav", "nan.wav", "missing.wav", "wide.npy", "empty"):
+        assert sum(line.startswith(f"charrnn: error: {name}: ") for line in faults) == 1, name
+    assert said.err.endswith("6 of 8 could not be used\n")
+
+
+def test_a_long_recording_is_read_in_pieces_and_that_is_said(run: Run) -> None:
+    soundfile.write("long.wav", np.concatenate([sound("ab"), np.zeros(RATE // 10), sound("ba")]), RATE)
+    said = run("model.safetensors", "long.wav", "--set", "data.audio.max_seconds=0.45", "--json")
+    told = json.loads(said.out)
+    assert "charrnn: warning: long.wav: 0.0 minutes long, so it is read in pieces of at most 0.45 s" in said.err
+    assert len(told["pieces"]) >= 2 and told["pieces"][-1]["stop"] == pytest.approx(0.7)
+    assert [a["stop"] for a in told["pieces"][:-1]] == [b["start"] for b in told["pieces"][1:]]
+    assert told["text"] == " ".join(piece["text"] for piece in told["pieces"] if piece["text"])
+
+
+def test_a_text_without_an_end_is_marked(run: Run) -> None:
+    said = run("model.safetensors", "2.wav", "--set", "decoding.max_length=1")
+    assert said.code == 0 and said.out.rstrip().endswith("2.wav  a…")
+
+
+def test_the_alignment_is_drawn_of_one_recording(run: Run) -> None:
+    assert run("model.safetensors", "6.wav", "--alignment", "a.png").code == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert run("model.safetensors", "6.wav", "7.wav", "--alignment", "b.png") == Said(
+        2, "", "charrnn: error: --alignment: 2 recordings; expected one, of which a picture can be drawn\n"
+    )
+    assert not Path("b.png").exists()
+
+
+def language_model(text: str) -> None:
+    Path("text.txt").write_text(text, encoding="utf-8")
+    settings = {"data": {"path": "text.txt", "documents": "lines", "val_fraction": 0.0}, "model": {"embedding_size": 4, "hidden_size": 8}}
+    learn(build_config({**settings, "train": {"max_steps": 1, "batch_size": 4, "tbptt_window": 8}}, "test"), Path("lm.safetensors"), 60)
+
+
+def test_a_language_model_has_a_say(run: Run) -> None:
+    language_model("ba\n" * 60)
+    without = run("model.safetensors", "2.wav", "--beam", "6").out.split()[-1]
+    told = run("model.safetensors", "2.wav", "--beam", "6", "--lm", "lm.safetensors", "--lm-weight", "10")
+    assert without == "ab" and told.out.split()[-1] == "ba"
+    assert "charrnn: warning: lm.safetensors: does not know ' ', which the transcripts have; it takes them for unknown\n" in told.err
+
+
+MISTAKES = {
+    "nothing to transcribe": (["model.safetensors"], "model.safetensors: a model, and nothing to transcribe; expected recordings"),
+    "no beam": (["model.safetensors", "0.wav", "--beam", "0"], "--beam 0: expected at least 1 hypothesis; 1 is greedy"),
+    "weight": (["model.safetensors", "0.wav", "--ctc-weight", "1"], "--ctc-weight 1: expected a share from 0 up and below 1"),
+    "lm weight": (["model.safetensors", "0.wav", "--lm-weight", "-1"], "--lm-weight -1: expected a number from 0 to 10"),
+    "lm": (["model.safetensors", "0.wav", "--lm", "model.safetensors"], "charrnn transcribe --lm needs one of task lm"),
+    "no run": (["0.wav"], "no model is named, and no run under"),
+    "place": (["model.safetensors", "0.wav", "--alignment", "no/where.png"], "--alignment no/where.png: cannot be written"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(run: Run, mistake: str) -> None:
+    arguments, line = MISTAKES[mistake]
+    said = run(*arguments)
+    assert (said.code, said.out) == (2, "") and line in said.err and said.err.count("\n") == 1
+
+
+def test_a_model_without_ctc_cannot_be_asked_for_it(run: Run) -> None:
+    data = {**SETTINGS["data"], "cache": "cache"}  # type: ignore[dict-item]
+    model = {**SETTINGS["model"], "decoder": {"ctc_weight": 0}}  # type: ignore[dict-item]
+    config = build_config({**SETTINGS, "data": data, "model": model}, "test")
+    task = load_task(config)
+    save_model(Path("plain.safetensors"), task.model(), config, task.vocabulary, 0, {})
+    said = run("plain.safetensors", "0.wav", "--ctc-weight", "0.3")
+    assert said == Said(2, "", "charrnn: error: --ctc-weight 0.3: plain.safetensors was trained without CTC; expected 0, so leave it out\n")
+
+
+def test_eval_tells_the_error_rates_and_the_worst(run: Run) -> None:
+    Path("another.tsv").write_text("audio\ttranscript\n0.wav\ta\n1.wav\tb\n2.wav\tabba\n3.wav\tba\n", encoding="utf-8")
+    said = run("model.safetensors", "--file", "another.tsv", command="eval")
+    assert said.code == 0 and "char_error_rate" in said.out and "sentence_accuracy        0.7500" in said.out
+    assert "3 of 4 utterances are right; the farthest from it:" in said.out
+    assert ["50.0%", "abba", "ab", "2.wav"] in [line.split() for line in said.out.splitlines()]
+    figures = json.loads(run("model.safetensors", "--file", "another.tsv", "--json", "--set", "decoding.beam_width=3", command="eval").out)
+    assert figures["char_error_rate"] == pytest.approx(2 / 8) and figures["sentence_accuracy"] == 0.75
+
+
+def test_eval_names_the_line_of_a_recording_that_is_missing(run: Run) -> None:
+    Path("another.tsv").write_text("audio\ttranscript\n0.wav\ta\nnone.wav\tb\n", encoding="utf-8")
+    said = run("model.safetensors", "--file", "another.tsv", command="eval")
+    assert said.code == 2 and "another.tsv: record 2 (line 3): 'none.wav': no such file; expected a recording" in said.err
+
+
+def test_info_tells_the_pyramid(run: Run) -> None:
+    said = run("model.safetensors", command="info")
+    assert "encoder     lstm, layers of 12: 1 + 1 that read 2 steps as one, 2 frames a step\n" in said.out
+    assert "decoder     lstm, 1 × 12, embedding 6, location-aware attention of 8, beside it CTC\n" in said.out
