@@ -28,15 +28,15 @@ def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> Non
     columns = tmp_path / "columns.conll"
     columns.write_text("a B-X\nb I-X\nc O\n\n" * 60, encoding="utf-8")
     shipped = load_config(path)
-    if shipped.task == "classify" or shipped.data.field:
-        text = table
-    elif shipped.task == "tag" and shipped.data.labels == "column":
-        text = columns
-    elif shipped.task == "transcribe":
+    if shipped.task == "transcribe":
         text = tmp_path / "manifest.tsv"
         text.write_text("audio\ttranscript\n" + "".join(f"{i}.npy\tsaid {i}\n" for i in range(8)), encoding="utf-8")
         for i in range(8):
             np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).normal(size=(30 + i, shipped.data.audio.num_mels)).astype(np.float32))
+    elif shipped.task == "classify" or shipped.data.field:
+        text = table
+    elif shipped.task == "tag" and shipped.data.labels == "column":
+        text = columns
     overrides = [f"data.path={text}", "data.val_path=null", "data.test_path=null", "data.source=files", "data.vocabulary.min_count=1"]
     overrides.append(f"data.cache={tmp_path / 'cache'}")
     # A full-size model steps as well as a small one, only slower.
