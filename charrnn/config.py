@@ -97,6 +97,11 @@ SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
 }
+# What the features of a recording are: weights mean nothing with other ones.
+HEARD = (
+    "data.audio.sample_rate", "data.audio.num_mels", "data.audio.window_length", "data.audio.hop_length", "data.audio.top_db",
+    "data.audio.deltas", "data.audio.normalization",
+)  # fmt: skip
 NAMED_COLUMNS = ("jsonl", "csv", "tsv")
 COLUMNS = {"classify": "text and label", "transcribe": "recording and transcript"}  # what a task reads from them
 PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands

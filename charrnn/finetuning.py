@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from charrnn.checkpoint import Loaded
-from charrnn.config import Config, build_config
+from charrnn.config import HEARD, Config, build_config
 from charrnn.data.corpus import Corpus
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, counted
@@ -40,8 +40,7 @@ SHAPE = (
     "model.tied_embeddings", "model.layer_norm", "model.bigrams.max_size", "model.bigrams.size",
     "model.pyramid.levels", "model.pyramid.reduction", "model.decoder.hidden_size", "model.decoder.num_layers",
     "model.decoder.attention", "model.decoder.attention_size", "model.decoder.location_filters", "model.decoder.location_width",
-    "data.audio.sample_rate", "data.audio.num_mels", "data.audio.window_length", "data.audio.hop_length", "data.audio.top_db",
-    "data.audio.deltas", "data.audio.normalization",
+    *HEARD,
 )  # fmt: skip
 ANSWER = ("model.pooling", "model.crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,14 +45,22 @@ def load(model: str | None, device: str, task: str | None = None, command: str |
 
 
 def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
-    """The configuration of a model, with what the command line changes in it."""
-    from charrnn.config import build_config
+    """The configuration of a model, with what the command line changes in it.
+
+    Raises UserError where that is what the model does, or what its features of a recording are.
+    """
+    from charrnn.config import HEARD, build_config
 
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
     settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
     config = build_config(settings, str(loaded.path), set_ or [])
     if config.task != loaded.config.task:
         raise UserError(f"{loaded.path}: a model of task {loaded.config.task}; --set task={config.task} cannot change that; leave it out")
+    for key in HEARD:
+        there, here = (attrgetter(key)(settings) for settings in (loaded.config, config))
+        if there != here:
+            fact = f"{key} is {there!r}, and --set makes it {here!r}"
+            raise UserError(f"{loaded.path}: {fact}; expected what the weights have learned from, so leave it out")
     return config
 
 
