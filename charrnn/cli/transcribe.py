@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Files of a folder with other names are left out; whatever is named itself is tried.
 SOUND = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".npy"}
+LM_WEIGHT = 0.3
 
 
 def transcribe(
@@ -33,7 +34,7 @@ def transcribe(
     ] = None,
     ctc_weight: Annotated[float | None, typer.Option(metavar="W", help="of the encoder's own opinion in beam search, 0 to 1")] = None,
     lm: Annotated[str | None, typer.Option(metavar="MODEL", help="a model of task lm that has a say in beam search")] = None,
-    lm_weight: Annotated[float, typer.Option(metavar="W", help="of that model's opinion")] = 0.3,
+    lm_weight: Annotated[float | None, typer.Option(metavar="W", help=f"of that model's opinion; by default {LM_WEIGHT:g}")] = None,
     alignment: Annotated[
         Path | None, typer.Option(metavar="PNG", help="draw where the model listened for each character; of one recording")
     ] = None,
@@ -56,8 +57,10 @@ def transcribe(
     overrides = [*(set_ or [])]
     overrides += [f"decoding.beam_width={beam}"] if beam is not None else []
     overrides += [f"decoding.ctc_weight={ctc_weight}"] if ctc_weight is not None else []
-    if not 0 <= lm_weight <= 10:
-        raise UserError(f"--lm-weight {lm_weight:g}: expected a number from 0 to 10; 0.3 is usual")
+    if lm_weight is not None and not 0 <= lm_weight <= 10:
+        raise UserError(f"--lm-weight {lm_weight:g}: expected a number from 0 to 10; {LM_WEIGHT:g} is usual")
+    if lm_weight is not None and lm is None:
+        raise UserError(f"--lm-weight {lm_weight:g}: there is no --lm whose opinion it could be; name a model of task lm with --lm")
     if alignment is not None:
         from charrnn.plots import require_matplotlib
 
@@ -71,7 +74,7 @@ def transcribe(
     if network.ctc is None and ctc_weight:
         raise UserError(f"--ctc-weight {ctc_weight:g}: {loaded.path} was trained without CTC; expected 0, so leave it out")
     config = config_of(loaded, overrides)
-    fusion = None if lm is None else _fusion(lm, device, loaded.vocabulary, lm_weight)
+    fusion = None if lm is None else _fusion(lm, device, loaded.vocabulary, LM_WEIGHT if lm_weight is None else lm_weight)
     faults: list[DataError] = []
     recordings = list(_recordings(named, faults))
     if alignment is not None and len(recordings) != 1:
@@ -99,10 +102,22 @@ def transcribe(
 
 
 def _model_of(files: list[str]) -> tuple[str | None, list[str]]:
-    """The model that stands first, if one does, and what is to be transcribed."""
-    from charrnn.checkpoint import is_model
+    """The model that stands first, if one does, and what is to be transcribed.
 
-    return (files[0], files[1:]) if is_model(files[0]) else (None, files)
+    Raises UserError where what stands first is not there, unless it is called like a recording: to go on with the newest run in the
+    place of a model whose name was mistyped would be to answer with another one.
+    """
+    from charrnn.checkpoint import is_model
+    from charrnn.config import user_path
+
+    first = files[0]
+    if is_model(first):
+        return first, files[1:]
+    path = user_path(first, "the recording")
+    if not path.exists() and path.suffix.lower() not in SOUND:
+        expected = "expected a run directory, a model file or recordings"
+        raise UserError(f"{printable(first)}: neither a model nor a recording; {expected}")
+    return None, files
 
 
 def _fusion(name: str, device: str, vocabulary: Vocabulary, weight: float) -> Fusion:
@@ -147,7 +162,7 @@ def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:
             seconds = 0.0
         if seconds > config.max_seconds:
             pieces = f"pieces of at most {config.max_seconds:g} s (data.audio.max_seconds), cut where it is quietest"
-            warn(f"{path}: {seconds / 60:,.1f} minutes long, so it is read in {pieces}")
+            warn(f"{path}: {seconds:,.1f} s long, so it is read in {pieces}")
         yield path
 
 

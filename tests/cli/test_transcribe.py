@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from charrnn.checkpoint import save_model
+from charrnn.checkpoint import build_model, load_model, save_model
 from charrnn.config import build_config
+from charrnn.models.transcriber import Transcriber
 from charrnn.tasks import load_task
+from charrnn.transcribing import Transcribe
 from tests.cli.learning import learn
 from tests.test_cli import Said, said_to
 
@@ -119,10 +121,23 @@ def test_a_long_recording_is_read_in_pieces_and_that_is_said(run: Run) -> None:
     soundfile.write("long.wav", np.concatenate([sound("ab"), np.zeros(RATE // 10), sound("ba")]), RATE)
     said = run("model.safetensors", "long.wav", "--set", "data.audio.max_seconds=0.45", "--json")
     told = json.loads(said.out)
-    assert "charrnn: warning: long.wav: 0.0 minutes long, so it is read in pieces of at most 0.45 s" in said.err
+    assert "charrnn: warning: long.wav: 0.7 s long, so it is read in pieces of at most 0.45 s" in said.err
     assert len(told["pieces"]) >= 2 and told["pieces"][-1]["stop"] == pytest.approx(0.7)
     assert [a["stop"] for a in told["pieces"][:-1]] == [b["start"] for b in told["pieces"][1:]]
     assert told["text"] == " ".join(piece["text"] for piece in told["pieces"] if piece["text"])
+
+
+def test_only_a_recording_of_one_piece_keeps_where_the_model_looked(run: Run) -> None:
+    soundfile.write("long.wav", np.concatenate([sound("ab"), np.zeros(RATE // 10), sound("ba")]), RATE)
+    loaded = load_model(Path("model.safetensors"), "cpu")
+    audio, model = loaded.config.data.audio, build_model(loaded)
+    assert isinstance(model, Transcriber)
+    for seconds, steps in ((30.0, 28), (0.45, 0)):  # 0.7 s are 56 frames, two of which are a step
+        settings = audio.model_copy(update={"max_seconds": seconds})
+        found = Transcribe(model, loaded.vocabulary, settings, loaded.config.decoding).file(Path("long.wav"))
+        looked = [heard.hypothesis for heard in found.heard]
+        assert [one.alignment.shape for one in looked] == [(len(one.ids), steps) for one in looked]
+        assert any(one.ids for one in looked)
 
 
 def test_a_text_without_an_end_is_marked(run: Run) -> None:
@@ -159,7 +174,11 @@ MISTAKES = {
     "weight": (["model.safetensors", "0.wav", "--ctc-weight", "1"], "--ctc-weight 1: expected a share from 0 up and below 1"),
     "lm weight": (["model.safetensors", "0.wav", "--lm-weight", "-1"], "--lm-weight -1: expected a number from 0 to 10"),
     "lm": (["model.safetensors", "0.wav", "--lm", "model.safetensors"], "charrnn transcribe --lm needs one of task lm"),
+    "lm weight alone": (["model.safetensors", "0.wav", "--lm-weight", "2"], "--lm-weight 2: there is no --lm whose opinion it could be"),
     "no run": (["0.wav"], "no model is named, and no run under"),
+    "no model": (["runs/none", "0.wav"], "runs/none: neither a model nor a recording; expected a run directory, a model"),
+    "mels": (["model.safetensors", "0.wav", "--set", "data.audio.num_mels=9"], "data.audio.num_mels is 8, and --set makes it 9; expected"),
+    "deltas": (["model.safetensors", "0.wav", "--set", "data.audio.deltas=1"], "data.audio.deltas is 0, and --set makes it 1; expected"),
     "place": (["model.safetensors", "0.wav", "--alignment", "no/where.png"], "--alignment no/where.png: cannot be written"),
 }
 
@@ -187,8 +206,15 @@ def test_eval_tells_the_error_rates_and_the_worst(run: Run) -> None:
     assert said.code == 0 and "char_error_rate" in said.out and "sentence_accuracy        0.7500" in said.out
     assert "3 of 4 utterances are right; the farthest from it:" in said.out
     assert ["50.0%", "abba", "ab", "2.wav"] in [line.split() for line in said.out.splitlines()]
+    assert all(line == line.rstrip() for line in said.out.splitlines())
     figures = json.loads(run("model.safetensors", "--file", "another.tsv", "--json", "--set", "decoding.beam_width=3", command="eval").out)
     assert figures["char_error_rate"] == pytest.approx(2 / 8) and figures["sentence_accuracy"] == 0.75
+
+
+def test_eval_does_not_hear_otherwise_than_the_model_has_learned(run: Run) -> None:
+    said = run("model.safetensors", "--set", "data.audio.normalization=utterance", command="eval")
+    fact = "data.audio.normalization is 'global', and --set makes it 'utterance'"
+    assert said == Said(2, "", f"charrnn: error: model.safetensors: {fact}; expected what the weights have learned from, so leave it out\n")
 
 
 def test_eval_names_the_line_of_a_recording_that_is_missing(run: Run) -> None:
