@@ -9,6 +9,8 @@ Axes: S encoder steps, L characters, B batch, K hypotheses (beam width), V vocab
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,8 +40,13 @@ class Hypothesis:
 
     @property
     def confidence(self) -> float:
-        """The geometric mean of the decoder's probabilities, 0..1."""
-        return float(torch.tensor(self.nats).mean().neg().exp()) if self.nats else 0.0
+        """As `certainty` has it."""
+        return certainty(self.nats)
+
+
+def certainty(nats: Sequence[float]) -> float:
+    """The geometric mean of the decoder's probabilities, 0..1; 0 of none."""
+    return math.exp(-math.fsum(nats) / len(nats)) if nats else 0.0
 
 
 def longest(steps: int, config: DecodingConfig) -> int:

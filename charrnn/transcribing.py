@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from charrnn.config import AudioConfig, DecodingConfig
 from charrnn.data.audio import Piece, pieces
 from charrnn.data.features import finish
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.decoding import Fusion, Hypothesis, decode
+from charrnn.decoding import Fusion, Hypothesis, certainty, decode
 from charrnn.errors import DataError
 from charrnn.models.transcriber import Transcriber
 
@@ -47,9 +47,8 @@ class Transcript:
 
     @property
     def confidence(self) -> float:
-        """The geometric mean of the decoder's probabilities of all characters, 0..1."""
-        nats = [cost for heard in self.heard for cost in heard.hypothesis.nats]
-        return float(torch.tensor(nats, dtype=torch.float64).mean().neg().exp()) if nats else 0.0
+        """As `certainty` has it, of the characters and the ends of all pieces."""
+        return certainty([cost for heard in self.heard for cost in heard.hypothesis.nats])
 
     @property
     def finished(self) -> bool:
@@ -79,9 +78,16 @@ class Transcribe:
                 yield error
 
     def file(self, path: Path) -> Transcript:
-        """Raises DataError, naming it, for what is no recording, or is damaged anywhere."""
+        """Raises DataError, naming it, for what is no recording, or is damaged anywhere.
+
+        Of a recording of several pieces the alignments are not kept: they are the one thing of size that would grow with its length.
+        """
         started = time.perf_counter()
-        heard = [self._hear(path, piece) for piece in pieces(path, self._audio)]
+        heard: list[Heard] = []
+        for piece in pieces(path, self._audio):
+            heard.append(self._hear(path, piece))
+            if len(heard) > 1:
+                heard[-2:] = map(_unaligned, heard[-2:])
         return Transcript(path, heard, heard[-1].stop, time.perf_counter() - started, self._separator)
 
     @torch.inference_mode()
@@ -93,3 +99,7 @@ class Transcribe:
         frames = finish(piece.features, self._audio).unsqueeze(1).to(device)  # (T, 1, F)
         found = decode(self._model, self._model.encode(frames, None), self._vocabulary, self._decoding, self._fusion)[0]
         return Heard(piece.start, piece.stop, self._vocabulary.decode(found.ids), found)
+
+
+def _unaligned(heard: Heard) -> Heard:
+    return heard._replace(hypothesis=replace(heard.hypothesis, alignment=torch.zeros(len(heard.hypothesis.ids), 0)))
