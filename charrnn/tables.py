@@ -26,7 +26,8 @@ def filled(text: str, width: int, *, right: bool = False) -> str:
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """The lines of a table: the columns `left`, of text, begin at the left, the others, of figures, end at the right."""
     widths = [max(map(columns, column)) for column in zip(*rows)]
-    return ["  ".join(filled(cell, width, right=i not in left) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    lines = ("  ".join(filled(cell, width, right=i not in left) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+    return [line.rstrip() for line in lines]
 
 
 def named(label: str) -> str:
