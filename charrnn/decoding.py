@@ -229,8 +229,7 @@ def beam_search(
     limit = longest(steps, config)
     for length in range(limit + 1):
         width = len(beam.ids)
-        wide = Encoded(encoded.outputs.expand(-1, width, -1), encoded.keys.expand(-1, width, -1), None, None)
-        logits, spelling = model.next(last.to(device), beam.spelling, wide)
+        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, width))
         odds = (logits.float().cpu() + forbidden).log_softmax(-1).double()  # (K, V)
         decoder = beam.decoder.unsqueeze(-1) + odds
         total = (1 - config.ctc_weight) * decoder
