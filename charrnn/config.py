@@ -199,7 +199,8 @@ class AudioConfig(Section):
     hop_length: Annotated[int, Field(gt=0, le=1 << 16)] = 160  # samples from one frame to the next
     top_db: Annotated[float, Field(gt=0, le=200)] | None = None  # its loudest is 0, and nothing further below that
     deltas: Annotated[int, Field(ge=0, le=2)] = 0  # 1: with the first derivatives over time, 2: with the second too
-    # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: to mean 0 by channel in each, one variance
+    # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: in each, to mean 0 by channel and one
+    # variance for all channels, and another for their derivatives
     normalization: Literal["utterance", "mean", "global", "none"] = "utterance"
     max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
     augment: AugmentConfig = AugmentConfig()
