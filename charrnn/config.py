@@ -354,7 +354,7 @@ class ModelConfig(Section):
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
     decoder: DecoderConfig = DecoderConfig()  # for transcribe
-    backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
+    backend: Literal["auto", "reference", "explicit", "fused", "native"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
 
     @model_validator(mode="after")

@@ -30,8 +30,8 @@ export PATH
 
 # Installs again only when what is to be installed changed; the stamp is written last, so a broken install is repeated.
 stamp="$environment/installed"
-if ! cat pyproject.toml constraints.txt | cmp -s - "$stamp"; then
+if ! cat pyproject.toml constraints.txt charrnn/ops/csrc/* | cmp -s - "$stamp"; then
     echo "installing charrnn and what it needs into $environment" >&2
     python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-    cat pyproject.toml constraints.txt > "$stamp"
+    cat pyproject.toml constraints.txt charrnn/ops/csrc/* > "$stamp"
 fi

@@ -627,7 +627,7 @@ def test_info_tells_what_both_directions_cost_and_the_labels(run: Run, classifie
 def test_backends_lists_every_cell_and_backend(run: Run) -> None:
     said = run("backends")
     assert said.code == 0
-    for cell, name in product(("rnn_tanh", "rnn_relu", "lstm", "gru"), ("reference", "explicit", "fused")):
+    for cell, name in product(("rnn_tanh", "rnn_relu", "lstm", "gru"), ("reference", "explicit", "fused", "native")):
         assert f"{cell:<10}{name}" in said.out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from charrnn.ops.cells import State
 
-BACKENDS = ("reference", "explicit", "fused")
+BACKENDS = ("reference", "explicit", "fused", "native")
 
 
 class UnsupportedBackend(ValueError):

@@ -32,7 +32,7 @@ def recurrence(
                   final states are those of torch.nn on packed sequences, in both directions, without gathering
         reverse   walk t = T-1..0; outputs stay at their own t
         final_state  False where nobody asks for the final state, which is then (): ragged batches run faster without it
-        backend   auto | reference | explicit | fused; a named backend runs or raises, `auto` takes the fastest that can
+        backend   auto | reference | explicit | fused | native; a named backend runs or raises, `auto` takes the fastest that can
 
     Returns outputs (T, B, H) and the final state in the form of `state`.
 

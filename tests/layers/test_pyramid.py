@@ -124,7 +124,7 @@ def distance(got: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cell, backend", list(product(CELLS, ("reference", "explicit", "fused"))))
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, ("reference", "explicit", "fused", "native"))))
 def test_outputs_and_every_gradient_are_those_of_the_definition(cell: str, backend: str, shape: str, lengths: tuple[int, ...]) -> None:
     """In float64 but for the order of sums; in float32 within 4 times the definition's own rounding."""
     exact, rounded = (expected(cell, shape, lengths, dtype) for dtype in (torch.float64, torch.float32))
@@ -142,7 +142,7 @@ def test_outputs_and_every_gradient_are_those_of_the_definition(cell: str, backe
             assert distance(value, exact[name]) <= most, name
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "explicit", "fused"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "explicit", "fused", "native"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("rubbish", [7.0, 1e30])
 def test_what_padding_holds_changes_no_bit_and_has_no_gradient(rubbish: float, residual: bool, backend: str) -> None:

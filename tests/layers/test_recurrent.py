@@ -127,7 +127,7 @@ def test_lengths_are_those_of_packed_sequences(cell: str) -> None:
         assert_states_equal(tuple(tuple(s[column : column + 1] for s in layer) for layer in after), final)
 
 
-@pytest.mark.parametrize("backend", ["reference", "explicit", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "explicit", "fused", "native"])
 def test_backends_agree(backend: str) -> None:
     torch.testing.assert_close(stack(backend=backend)(text(), None)[0], stack()(text(), None)[0])
 
@@ -275,7 +275,7 @@ def ours(cell: str, backend: str, lengths: tuple[int, ...] | None, final_state: 
 @pytest.mark.parametrize("final_state", [True, False], ids=["final", "no_final"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell, backend", list(product(CELLS, ("reference", "explicit", "fused"))))
+@pytest.mark.parametrize("cell, backend", list(product(CELLS, ("reference", "explicit", "fused", "native"))))
 def test_both_directions_are_torchs_on_packed_sequences(
     cell: str, backend: str, device: str, lengths: tuple[int, ...] | None, final_state: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

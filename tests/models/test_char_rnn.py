@@ -172,7 +172,7 @@ def test_a_dropped_character_is_dropped_at_every_step() -> None:
 
 
 LENGTHS = torch.tensor([9, 1, 6, 4])
-BACKENDS = ("reference", "explicit", "fused")
+BACKENDS = ("reference", "explicit", "fused", "native")
 OPTIONS: dict[str, dict[str, Any]] = {
     "one_way": {},
     "bidirectional": {"bidirectional": True},

@@ -15,7 +15,7 @@ from charrnn.ops.backends import Request, Weights, backend
 from charrnn.ops.cells import CELLS, State
 from charrnn.ops.recurrence import recurrence
 
-FAST_BACKENDS = ("explicit", "fused")
+FAST_BACKENDS = ("explicit", "fused", "native")
 ALL_BACKENDS = ("reference", *FAST_BACKENDS)
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
 

@@ -13,7 +13,7 @@ from charrnn.ops.recurrence import recurrence
 
 from .cases import error, gradients, problem, results
 
-BF16_CASES = [*product(CELLS, ("reference", "explicit")), ("lstm", "fused")]
+BF16_CASES = [*product(CELLS, ("reference", "explicit", "native")), ("lstm", "fused")]
 EPS = torch.finfo(torch.bfloat16).eps  # 2⁻⁷
 
 
@@ -58,7 +58,7 @@ def test_bf16_without_a_final_state_is_close_to_fp32(cell: str, backend: str, re
 
 
 @pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["dense", "ragged"])
-@pytest.mark.parametrize("backend", ["reference", "explicit"])
+@pytest.mark.parametrize("backend", ["reference", "explicit", "native"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_state_stays_float32(cell: str, backend: str, lengths: tuple[int, ...] | None) -> None:
     case = problem(cell, dtype=torch.float32)

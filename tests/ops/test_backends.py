@@ -29,7 +29,7 @@ def fresh_choices() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", ["reference", "explicit", "fused"])
+@pytest.mark.parametrize("name", ["reference", "explicit", "fused", "native"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 def test_require_returns_what_runs_on_a_cpu(name: str, cell: str, ragged: bool) -> None:
     assert require(name, Request(cell, ragged=ragged)) is backend(name)
@@ -52,7 +52,7 @@ def test_require_refuses_lengths_on_mps_with_its_reason() -> None:
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnsupportedBackend, match="unknown backend 'cudnn'; expected auto, reference, explicit, fused"):
+    with pytest.raises(UnsupportedBackend, match="unknown backend 'cudnn'; expected auto, reference, explicit, fused, native"):
         require("cudnn", Request("lstm"))
     case = problem("gru", SMALL)
     with pytest.raises(ValueError, match="unknown backend 'cudnn'"):

@@ -89,7 +89,7 @@ def weight_gradients(example: Example, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(Weights._fields, grads, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["reference", "explicit", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "explicit", "fused", "native"])
 def test_gradient_is_the_whole_sum(example: Example, backend: str) -> None:
     outputs, _ = recurrence("rnn_tanh", example.x, (example.s_0,), example.weights, backend=backend)
     terms = written_out(example)
@@ -97,7 +97,7 @@ def test_gradient_is_the_whole_sum(example: Example, backend: str) -> None:
         assert_exact(grad, terms[name].sum((0, 1)), name)
 
 
-@pytest.mark.parametrize("backend", ["reference", "explicit", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "explicit", "fused", "native"])
 def test_gradient_of_one_step_is_its_row_of_the_sum(example: Example, backend: str) -> None:
     outputs, _ = recurrence("rnn_tanh", example.x, (example.s_0,), example.weights, backend=backend)
     terms = written_out(example)

@@ -1,0 +1,176 @@
+// The way in from Python: which instruction sets there are, and a call cut into items and shared out among threads.
+
+#include "native.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define CHARRNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace charrnn {
+namespace {
+
+enum Instructions : int64_t { PLAIN, AVX2, AVX512, AVX512_BF16, AMX, INSTRUCTIONS };
+
+#if defined(__x86_64__)
+const Kernels* const kernels_of[INSTRUCTIONS] = {&plain_kernels, &avx2_kernels, &avx512_kernels, &avx512_bf16_kernels, &amx_kernels};
+#else
+const Kernels* const kernels_of[1] = {&plain_kernels};
+#endif
+
+// The kernel hands a process its tiles only when asked (Linux: Documentation/arch/x86/xstate.rst).
+bool tiles_granted() {
+#if defined(__linux__) && defined(__x86_64__)
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+bool has(int64_t instructions) {
+    if (instructions == PLAIN) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (instructions == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    if (instructions == AVX512) return avx512;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (instructions == AVX512_BF16) return bf16;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+    if (!bf16 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    return (d & AMX_BF16) && (d & AMX_TILE) && tiles_granted();
+#else
+    return false;
+#endif
+}
+
+// Numbers too small for the exponent cost a hundred cycles each; inside a call they are 0, and the thread's own setting comes back.
+class Flushed {
+  public:
+#if defined(__x86_64__)
+    Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    ~Flushed() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#elif defined(__aarch64__)
+    Flushed() {
+        asm volatile("mrs %0, fpcr" : "=r"(before_));
+        asm volatile("msr fpcr, %0" ::"r"(before_ | (1ull << 24)));
+    }
+    ~Flushed() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+  private:
+    uint64_t before_;
+#endif
+};
+
+// GNU OpenMP's own entry, found by the caller in the copy that PyTorch runs on, so that its threads are the ones that work here.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+template <class Work> struct Shared {
+    const Work& work;
+    std::atomic<int64_t> next{0};
+    int64_t count;
+    void take() {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+    }
+};
+
+// work(0), …, work(count - 1), each once, on at most `threads` threads, of which the caller's is one.
+template <class Work> void share(Parallel parallel, int64_t threads, int64_t count, const Work& work) {
+    Shared<Work> shared{work, {0}, count};
+    threads = std::min(threads, count);
+    if (threads <= 1) {
+        shared.take();
+    } else if (parallel) {
+        parallel([](void* data) { static_cast<Shared<Work>*>(data)->take(); }, &shared, (unsigned)threads, 0);
+    } else {
+        std::vector<std::thread> helpers;
+        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { shared.take(); });
+        shared.take();
+        for (auto& helper : helpers) helper.join();
+    }
+}
+
+struct Free {
+    void operator()(char* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<char, Free>;
+
+Memory aligned(size_t bytes) {
+    return Memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+}
+
+}  // namespace
+
+// Whether this processor runs an instruction set, by its number in native.py.
+CHARRNN_EXPORT int charrnn_has(int64_t instructions) { return instructions < INSTRUCTIONS && has(instructions); }
+
+// Runs a call. Returns 0, or 1 where there was no memory.
+CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel) {
+    const Call& call = *given;
+    const Kernels& kernels = *kernels_of[call.precision == FP64 ? PLAIN : call.instructions];
+    const size_t number = call.precision == FP64 ? 8 : 4;
+    const int64_t blocks = call.cell == LSTM || call.cell == GRU ? 4 : 1;
+
+    // Columns by length, then dealt out in turn: every item has as many steps to walk, but for one.
+    std::vector<int64_t> order(call.batch), lengths(call.batch);
+    std::iota(order.begin(), order.end(), 0);
+    if (call.lengths)
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return call.lengths[a] > call.lengths[b]; });
+    const int64_t items = std::max<int64_t>(1, std::min(call.threads, call.batch));
+    std::vector<int64_t> columns;
+    std::vector<Item> work;
+    columns.reserve(call.batch);
+    for (int64_t item = 0, at = 0; item < items; ++item) {
+        const int64_t count = call.batch / items + (item < call.batch % items);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t column = call.lengths ? order[item + i * items] : order[at + i];
+            lengths[at + i] = call.lengths ? call.lengths[column] : call.steps;
+            columns.push_back(column);
+        }
+        work.push_back({count, columns.data() + at, lengths.data() + at});
+        at += count;
+    }
+
+    const size_t scratch_bytes = (kernels.scratch_bytes(call, (call.batch + items - 1) / items) + 4095) / 4096 * 4096;
+    const Memory packed = aligned(kernels.packed_bytes(call)), scratch = aligned(scratch_bytes * items);
+    const Memory d_bias = aligned(blocks * call.hidden * number * items);
+    if (!packed || !scratch || !d_bias) return 1;
+    share(parallel, call.threads, kernels.panels(call), [&](int64_t panel) { kernels.pack(call, packed.get(), panel); });
+    share(parallel, call.threads, items, [&](int64_t item) {
+        const Flushed flushed;
+        kernels.run(call, packed.get(), work[item], scratch.get() + item * scratch_bytes, d_bias.get() + item * blocks * call.hidden * number);
+    });
+    if (call.backward) {
+        const auto add = [&](auto* total, const auto* parts) {
+            for (int64_t i = 0; i < blocks * call.hidden; ++i) {
+                total[i] = 0;
+                for (int64_t item = 0; item < items; ++item) total[i] += parts[item * blocks * call.hidden + i];
+            }
+        };
+        if (call.precision == FP64) add(static_cast<double*>(call.d_bias), reinterpret_cast<const double*>(d_bias.get()));
+        else add(static_cast<float*>(call.d_bias), reinterpret_cast<const float*>(d_bias.get()));
+    }
+    return 0;
+}
+
+}  // namespace charrnn

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Milliseconds forward and backward of recurrent layers: charrnn's backends against torch.nn's layers of the same shapes, run in turn.
+
+All that are compared run once a round, one after the other, for the machine's speed drifts; medians and their ratios are printed, as one
+markdown table. A backend is timed only where its outputs and gradients are those of the reference first. Where all sequences are
+of one length the peers are torch.nn in float32 and under bfloat16 autocast. Where they are ragged a third is torch.nn on packed
+sequences, which alone computes the same as charrnn; the other two run to the longest as if all were as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from charrnn.layers.recurrent import RecurrentStack
+from charrnn.ops.backends import BACKENDS
+
+STOCK = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
+EPS = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Shape:
+    batch: int
+    steps: int
+    hidden: int
+    layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False
+
+    def __str__(self) -> str:
+        kind = " both ways" * self.bidirectional + " ragged" * self.ragged
+        return f"{self.layers}×{self.hidden}, batch {self.batch}, window {self.steps}{kind}"
+
+
+SHAPES = {
+    "layer": [Shape(50, 50, 128), Shape(64, 100, 128), Shape(32, 128, 256), Shape(64, 100, 256), Shape(32, 128, 512), Shape(64, 64, 512)],
+    "ragged": [Shape(32, 64, 128, 2, True, True), Shape(32, 100, 256, 2, True, True)],
+}
+
+
+class Problem:
+    """One shape's layers with the same weights on both sides, and the same input and cotangent for everybody."""
+
+    def __init__(self, cell: str, shape: Shape) -> None:
+        torch.manual_seed(0)
+        self.shape = shape
+        self.stock = STOCK[cell](shape.hidden, shape.hidden, shape.layers, bidirectional=shape.bidirectional)
+        self.ours = RecurrentStack(cell, shape.hidden, shape.hidden, shape.layers, bidirectional=shape.bidirectional)
+        self.ours.load_state_dict(self.stock.state_dict())
+        self.x = torch.randn(shape.steps, shape.batch, shape.hidden, requires_grad=True)  # (T, B, I)
+        self.d_outputs = torch.randn(shape.steps, shape.batch, self.ours.output_size)  # (T, B, D·H)
+        self.lengths = torch.linspace(shape.steps, shape.steps // 2, shape.batch).long() if shape.ragged else None
+
+    def charrnn(self, backend: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            self.ours.backend = backend
+            with _autocast(dtype):
+                outputs, _ = self.ours(self.x, None, lengths=self.lengths, final_state=False)
+            outputs.backward(self.d_outputs)
+            return outputs.detach()
+
+        return run
+
+    def torch_nn(self, dtype: torch.dtype, packed: bool = False) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with _autocast(dtype):
+                if packed:
+                    outputs, _ = pad_packed_sequence(self.stock(pack_padded_sequence(self.x, self.lengths))[0])
+                else:
+                    outputs, _ = self.stock(self.x)
+            outputs.backward(self.d_outputs.to(outputs.dtype))
+            return outputs.detach()
+
+        return run
+
+    def clear(self) -> None:
+        self.x.grad = None
+        self.stock.zero_grad(set_to_none=True)
+        self.ours.zero_grad(set_to_none=True)
+
+    def results(self, run: Callable[[], Tensor]) -> dict[str, Tensor]:
+        self.clear()
+        outputs = run()
+        grads = {name: weight.grad for name, weight in self.ours.named_parameters()}
+        return {"outputs": outputs, "x": self.x.grad, **grads}
+
+    def check(self, backend: str, dtype: torch.dtype) -> None:
+        """Raises SystemExit where the backend's results are not those of the reference in float32, up to rounding."""
+        expected = self.results(self.charrnn("reference", torch.float32))
+        for name, got in self.results(self.charrnn(backend, dtype)).items():
+            # In the norm: of the largest element among millions rounding says little.
+            error = ((got - expected[name]).norm() / expected[name].norm()).item()
+            if not error <= 4 * EPS[dtype]:
+                raise SystemExit(f"{backend} in {dtype}, {self.ours.cell} {self.shape}: {name} is off by {error:.1e}; not timed")
+
+
+def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def times(problem: Problem, contestants: dict[str, Callable[[], Tensor]], seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each in each round; a round lasts about `seconds`, an equal part for each, and the round's figure is its median."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        problem.clear()
+        run()
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            taken: list[float] = []
+            began = time.perf_counter()
+            while not taken or time.perf_counter() - began < seconds / len(contestants):
+                problem.clear()
+                started = time.perf_counter()
+                run()
+                taken.append(1e3 * (time.perf_counter() - started))
+            found[name].append(statistics.median(taken))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
+    parser.add_argument("--cells", choices=STOCK, nargs="+", default=list(STOCK))
+    parser.add_argument("--backends", choices=BACKENDS, nargs="+", default=["native"])
+    parser.add_argument("--hidden", type=int, nargs="+", help="only the shapes of so many units")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    names = [f"{backend} {kind}" for backend in args.backends for kind in ("fp32", "bf16")]
+    print(f"torch {torch.__version__}, {args.threads} threads; milliseconds, medians of {args.rounds} rounds in turn")
+    print("| cell, shape | stock fp32 | stock bf16 | packed | " + " | ".join(names) + " | best stock / best ours | by round |")
+    print("| --- " * (6 + len(names)) + "|")
+    for shape in (shape for kind in args.shapes for shape in SHAPES[kind] if not args.hidden or shape.hidden in args.hidden):
+        for cell in args.cells:
+            problem = Problem(cell, shape)
+            contestants = {"stock fp32": problem.torch_nn(torch.float32), "stock bf16": problem.torch_nn(torch.bfloat16)}
+            if shape.ragged:
+                contestants["packed"] = problem.torch_nn(torch.float32, packed=True)
+            for backend in args.backends:
+                for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+                    problem.check(backend, dtype)
+                    contestants[f"{backend} {kind}"] = problem.charrnn(backend, dtype)
+            found = times(problem, contestants, args.seconds, args.rounds)
+            medians = {name: statistics.median(of) for name, of in found.items()}
+            stock = min((name for name in found if name not in names), key=medians.__getitem__)
+            ours = min(names, key=medians.__getitem__)
+            cells = [f"{medians[name]:.2f}" if name in medians else "" for name in ("stock fp32", "stock bf16", "packed", *names)]
+            by_round = ", ".join(f"{a / b:.2f}" for a, b in zip(found[stock], found[ours]))
+            print(f"| {cell} {shape} | " + " | ".join(cells) + f" | {medians[stock] / medians[ours]:.2f} | {by_round} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
