@@ -98,7 +98,7 @@ def run(request: Request, x: Tensor, state: State, weights: Weights, lengths: Te
 
 # The operators
 
-_operators = torch.library.Library("charrnn", "FRAGMENT")
+_operators: Any = torch.library.Library("charrnn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _operators.define(
     "recurrence(str cell, Tensor x, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
     "Tensor? lengths, bool reverse, bool bf16, bool keeps) -> "
@@ -106,7 +106,8 @@ _operators.define(
 )
 _operators.define(
     "recurrence_backward(str cell, Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, bool reverse, Tensor outputs, Tensor c_n, "
-    "Tensor gates, Tensor cells, Tensor d_outputs, Tensor d_h_n, Tensor d_c_n) -> (Tensor d_gates, Tensor d_h_0, Tensor d_c_0, Tensor d_bias)"
+    "Tensor gates, Tensor cells, Tensor d_outputs, Tensor d_h_n, Tensor d_c_n) -> "
+    "(Tensor d_gates, Tensor d_h_0, Tensor d_c_0, Tensor d_bias)"
 )
 
 
@@ -215,7 +216,6 @@ def _call(cell: str, product: torch.dtype, reverse: bool, backward: bool, output
         raise MemoryError(f"no memory for a {cell} of {outputs.size(2)} units over {outputs.size(1)} columns")
 
 
-@torch.library.register_fake("charrnn::recurrence", lib=_operators)
 def _fake_forward(
     cell: str, x: Tensor, h_0: Tensor, c_0: Any, weight_ih: Tensor, weight_hh: Any, bias_ih: Any, bias_hh: Any, lengths: Any,
     reverse: bool, bf16: bool, keeps: bool,
@@ -223,7 +223,6 @@ def _fake_forward(
     return _empty_results(cell, x, h_0, weight_ih, bf16, keeps)
 
 
-@torch.library.register_fake("charrnn::recurrence_backward", lib=_operators)
 def _fake_backward(
     cell: str, weight_hh: Tensor, h_0: Tensor, c_0: Any, lengths: Any, reverse: bool, outputs: Tensor, c_n: Any, gates: Any, cells: Any,
     d_outputs: Tensor, d_h_n: Any, d_c_n: Any,
@@ -232,7 +231,7 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cell, x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reverse, bf16, keeps = inputs
+    cell, x, h_0, c_0, weight_ih, weight_hh, bias_ih, _, lengths, reverse, bf16, keeps = inputs
     outputs, _, c_n, rows, before, gates, cells = output
     ctx.save_for_backward(rows if bf16 else x, h_0, c_0, weight_ih, weight_hh, lengths, outputs, c_n, before, gates, cells)
     ctx.cell, ctx.reverse, ctx.bf16, ctx.keeps, ctx.biased, ctx.x_dtype = cell, reverse, bf16, keeps, bias_ih is not None, x.dtype
@@ -262,4 +261,6 @@ def _through_time(ctx: Any, d_outputs: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_:
     return None, d_x, d_h_0, d_cell, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, None, None, None, None
 
 
+torch.library.register_fake("charrnn::recurrence", _fake_forward, lib=_operators)
+torch.library.register_fake("charrnn::recurrence_backward", _fake_backward, lib=_operators)
 torch.library.register_autograd("charrnn::recurrence", _through_time, setup_context=_keep, lib=_operators)
