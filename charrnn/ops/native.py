@@ -106,7 +106,7 @@ _operators.define(
 )
 _operators.define(
     "recurrence_backward(str cell, Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, bool reverse, Tensor outputs, Tensor c_n, "
-    "Tensor gates, Tensor cells, Tensor d_outputs, Tensor d_h_n, Tensor d_c_n) -> "
+    "Tensor gates, Tensor cells, Tensor d_outputs, Tensor? d_h_n, Tensor? d_c_n) -> "
     "(Tensor d_gates, Tensor d_h_0, Tensor d_c_0, Tensor d_bias)"
 )
 
@@ -172,8 +172,8 @@ def _backward(
     gates: Tensor,
     cells: Tensor,
     d_outputs: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
 ) -> tuple[Tensor, ...]:
     results = _empty_gradients(cell, weight_hh, h_0, outputs, d_outputs)
     d_gates, d_h_0, d_c_0, d_bias = results
@@ -233,14 +233,17 @@ def _fake_backward(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     cell, x, h_0, c_0, weight_ih, weight_hh, bias_ih, _, lengths, reverse, bf16, keeps = inputs
     outputs, _, c_n, rows, before, gates, cells = output
+    ctx.set_materialize_grads(False)  # or zeros would be made for all that is kept
     ctx.save_for_backward(rows if bf16 else x, h_0, c_0, weight_ih, weight_hh, lengths, outputs, c_n, before, gates, cells)
     ctx.cell, ctx.reverse, ctx.bf16, ctx.keeps, ctx.biased, ctx.x_dtype = cell, reverse, bf16, keeps, bias_ih is not None, x.dtype
 
 
-def _through_time(ctx: Any, d_outputs: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _through_time(ctx: Any, d_outputs: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph: what follows would leave the recurrence out of the second derivative
         raise RuntimeError("the native backend cannot be differentiated twice; use backend='reference'")
     x, h_0, c_0, weight_ih, weight_hh, lengths, outputs, c_n, before, gates, cells = ctx.saved_tensors
+    if d_outputs is None:
+        d_outputs = torch.zeros_like(outputs)
     product, hidden, wants = x.dtype, h_0.size(1), ctx.needs_input_grad
     d_gates, d_h_0, d_c_0, d_bias = torch.ops.charrnn.recurrence_backward(
         *(ctx.cell, weight_hh.to(product), h_0, c_0, lengths, ctx.reverse, outputs, c_n, gates, cells, d_outputs, d_h_n, d_c_n)

@@ -29,8 +29,8 @@ struct Call {
     void* gates;             // (T, B, S·H) product: i f g o, or r z n and what n reads of h; unused by rnn_*
     void* cells;             // (T, B, H) state: c after each step, lstm
     const void* d_outputs;   // (T, B, H) state
-    const void* d_h_n;       // (B, H) state
-    const void* d_c_n;       // (B, H) state, lstm
+    const void* d_h_n;       // (B, H) state, or null for zeros
+    const void* d_c_n;       // (B, H) state, lstm, or null for zeros
     void* d_gates;           // (T, B, S·H) product, in the gates' order; gru: n r z and r·n, so that what goes to x and what goes to h are
                              // the first and the last three
     void* d_h_0;             // (B, H) state

@@ -282,8 +282,12 @@ void backward(const Call& call, const void* packed, const Item& item, char* scra
     __builtin_memset(bias_sums, 0, blocks * size.padded * sizeof(Real));
     for (int64_t row = 0; row < count; ++row) {
         const int64_t at = item.columns[row] * hidden;
-        __builtin_memcpy(d_h + row * size.padded, static_cast<const Real*>(call.d_h_n) + at, hidden * sizeof(Real));
-        if (cell == LSTM) __builtin_memcpy(d_c + row * size.padded, static_cast<const Real*>(call.d_c_n) + at, hidden * sizeof(Real));
+        const auto begin_with = [&](Real* d_state, const void* d_final) {
+            if (d_final) __builtin_memcpy(d_state + row * size.padded, static_cast<const Real*>(d_final) + at, hidden * sizeof(Real));
+            else __builtin_memset(d_state + row * size.padded, 0, hidden * sizeof(Real));
+        };
+        begin_with(d_h, call.d_h_n);
+        if (cell == LSTM) begin_with(d_c, call.d_c_n);
     }
 
     begin<Elem>(how);
