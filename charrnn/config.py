@@ -87,6 +87,7 @@ BELONGS = {
     "model.dropout.unknown": ("lm", "fill", "classify", "tag"),
     "decoding": ("transcribe",),
     "data.audio": ("transcribe",),
+    "data.images": ("caption",),
     "model.bigrams": ("fill", "classify", "tag"),
     "train.tbptt_window": ("lm",),
     "train.class_weights": ("classify", "tag"),
@@ -96,6 +97,7 @@ BELONGS = {
 SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
+    "caption": {"data": {"field": "caption"}},
 }
 # What the features of a recording are: weights mean nothing with other ones.
 HEARD = (
@@ -103,7 +105,11 @@ HEARD = (
     "data.audio.deltas", "data.audio.normalization",
 )  # fmt: skip
 NAMED_COLUMNS = ("jsonl", "csv", "tsv")
-COLUMNS = {"classify": "text and label", "transcribe": "recording and transcript"}  # what a task reads from them
+COLUMNS = {  # what a task reads from them
+    "classify": "text and label",
+    "transcribe": "recording and transcript",
+    "caption": "picture and caption",
+}
 PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
@@ -216,6 +222,36 @@ class AudioConfig(Section):
         return self
 
 
+class ImageAugmentConfig(Section):
+    """What changes a picture anew each time it is learned from."""
+
+    crop: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of each side that is left out, at random on which side of what is kept
+    flip: bool = False  # left and right are swapped, half the time; not where captions tell them apart
+    color: Fraction = 0.0  # brightness, contrast and saturation are higher or lower by at most this share
+
+
+class ImagesConfig(Section):
+    """How a picture becomes the pixels, or the ready features, that a model sees."""
+
+    field: Text = "image"  # the manifest's column with the pictures' paths
+    folder: Text | None = None  # that they are relative to, else the manifest's own; or one array of ready features, .npy, beside its index
+    size: Annotated[int, Field(gt=0, le=4096)] = 112  # pixels, of both sides of the square that a model sees
+    features: Width | None = None  # numbers of a picture, where others have made features of it, in .npy or .safetensors; else its pixels
+    augment: ImageAugmentConfig = ImageAugmentConfig()
+    workers: Annotated[int, Field(gt=0, le=1024)] | None = None  # processes that decode pictures for the cache; left out, one a core
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side that are kept, so that a crop of `size` leaves out the share that it shall."""
+        return round(self.size / (1 - self.augment.crop))
+
+    @model_validator(mode="after")
+    def _pixels(self) -> ImagesConfig:
+        if self.features is not None and self.augment != ImageAugmentConfig():
+            raise ValueError("augment changes pixels, and features says that others have made features of them; leave one of them out")
+        return self
+
+
 class DataConfig(Section):
     source: Literal["files", "python-stdlib"] = "files"  # python-stdlib: the running Python's own library, on every machine
     path: Text | list[Text] | None = None  # file, list, glob, directory, any of them .gz or .zip; relative to where the command runs
@@ -233,6 +269,7 @@ class DataConfig(Section):
     example_length: Count = 256  # characters of an example at most, for fill, classify and tag
     blanks: BlanksConfig = BlanksConfig()  # for fill: what is hidden
     audio: AudioConfig = AudioConfig()  # for transcribe
+    images: ImagesConfig = ImagesConfig()  # for caption
     pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
     template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
     script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it
@@ -422,7 +459,7 @@ class DecodingConfig(Section):
 
 
 class Config(Section):
-    task: Literal["lm", "fill", "classify", "tag", "transcribe"] = "lm"
+    task: Literal["lm", "fill", "classify", "tag", "transcribe", "caption"] = "lm"
     run: Text = "runs/default"  # the run directory
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"

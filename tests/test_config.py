@@ -382,6 +382,12 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
             "data.example_length: 9 is of task fill, classify and tag, and task is lm; ",
         ),
         ("data: {path: a, blanks: {line_rate: 0.5}}", "data.blanks.line_rate: 0.5 is of task fill, and task is lm; "),
+        ("data: {path: a, images: {size: 64}}", "data.images.size: 64 is of task caption, and task is lm; leave it out, or set"),
+        ("data: {path: a, images: {augment: {crop: 0.7}}}", "data.images.augment.crop: 0.7 is not valid; expected a number less than or"),
+        (
+            "data: {path: a, images: {features: 9, augment: {flip: true}}}",
+            "data.images: augment changes pixels, and features says that others have made features of them; leave one of them out",
+        ),
         ("data: {path: a, format: conll}", "data.format: conll is of task tag with labels: column, and task is lm; set another format"),
         ("model: {pooling: mean}", "model.pooling: 'mean' is of task classify, and task is lm; "),
         ("model: {crf: true}", "model.crf: true is of task tag, and task is lm; "),

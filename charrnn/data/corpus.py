@@ -38,7 +38,7 @@ OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that 
 # What does not decide how a text is encoded: where it lies, and what a task makes of it. What is taken of it is said by `fractions`.
 UNREAD = {
     "path", "val_path", "test_path", "cache", "val_fraction", "test_fraction",
-    "label", "labels", "marks", "example_length", "blanks", "audio",
+    "label", "labels", "marks", "example_length", "blanks", "audio", "images",
 }  # fmt: skip
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from charrnn.config import DataConfig
-from charrnn.data.corpus import SPLITS, Corpus, encode_text
+from charrnn.data.corpus import SPLITS, Corpus, encode_text, expect_split
 from charrnn.data.files import Source, find_files, sources
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, counted
@@ -37,9 +37,16 @@ class Parts(Generic[T]):
 
 
 def load_parts(
-    config: DataConfig, seed: int, read: Callable[[DataConfig, list[Source], list[str]], Iterator[T | DataError]], what: str
+    config: DataConfig,
+    seed: int,
+    read: Callable[[DataConfig, list[Source], list[str]], Iterator[T | DataError]],
+    what: str,
+    split_of: Callable[[T], str | None] = lambda example: None,
 ) -> Parts[T]:
     """The splits of a configuration, each of its own files or of data.path shuffled by seed. `what`: one of the examples, for an error.
+
+    `split_of` says of an example of data.path where it belongs, if that is known. What it says to be of val is the val split then, and
+    nothing is drawn for it; where val has files of its own, it is left out. So with test.
 
     Raises DataError naming file and line where one cannot be used.
     """
@@ -57,7 +64,18 @@ def load_parts(
     name = files[0].name if len(files) == 1 else f"{len(files)} files from {files[0].name}"
     if not found:
         raise DataError(f"{name}: holds no {what}; expected some to learn from")
-    return Parts(found, _shuffled(found, config, seed, name, what) | given, notes, name, len({source.path for source in files}))
+    said = {split: some for split in ("val", "test") if (some := [example for example in found if split_of(example) == split])}
+    undrawn = config.model_copy(update={f"{split}_fraction": 0.0 for split in said})
+    rest = [example for example in found if split_of(example) not in said]
+    splits = _shuffled(rest, undrawn, seed, name, what) | said | given
+    return Parts(found, splits, notes, name, len({source.path for source in files}))
+
+
+def split_range(counts: Mapping[str, int], name: str) -> range:
+    """The places of a split's examples in a corpus that has so many of each. Raises UserError where there is no such split."""
+    expect_split(name)
+    before = sum(counts[split] for split in ORDER[: ORDER.index(name)])
+    return range(before, before + counts[name])
 
 
 def sound(examples: Iterable[T | DataError]) -> list[T]:

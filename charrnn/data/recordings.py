@@ -21,8 +21,8 @@ from torch import Tensor
 from charrnn.config import AudioConfig, DataConfig, user_path
 from charrnn.data.audio import utterance
 from charrnn.data.cache import build_entry
-from charrnn.data.corpus import Corpus, Ids, Progress, expect_split, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, vocabulary_of
+from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, vocabulary_of
 from charrnn.data.files import sources
 from charrnn.data.labelled import own
 from charrnn.data.utterances import Utterance, manifest
@@ -46,9 +46,7 @@ class Recordings:
 
     def split(self, name: str) -> range:
         """The places of a split's utterances. Raises UserError where there is no such split."""
-        expect_split(name)
-        before = sum(self.counts[split] for split in ORDER[: ORDER.index(name)])
-        return range(before, before + self.counts[name])
+        return split_range(self.counts, name)
 
     def lengths(self, name: str) -> Ids:
         """Frames of each utterance of a split."""
