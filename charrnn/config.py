@@ -72,7 +72,7 @@ EXPECTED = {
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
     "train.class_weights": "balanced, or a weight above 0 for each label",
 }
-# What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys.
+# What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys that is not named by itself.
 BELONGS = {
     "data.label": ("classify",),
     "data.labels": ("tag",),
@@ -83,9 +83,13 @@ BELONGS = {
     "model.pooling": ("classify",),
     "model.crf": ("tag",),
     "model.pyramid": ("transcribe",),
+    "model.decoder.attention_size": ("transcribe", "caption"),
     "model.decoder": ("transcribe",),
+    "model.image_as": ("caption",),
+    "model.cnn": ("caption",),
     "model.dropout.unknown": ("lm", "fill", "classify", "tag"),
-    "decoding": ("transcribe",),
+    "decoding.ctc_weight": ("transcribe",),
+    "decoding": ("transcribe", "caption"),
     "data.audio": ("transcribe",),
     "data.images": ("caption",),
     "model.bigrams": ("fill", "classify", "tag"),
@@ -97,13 +101,15 @@ BELONGS = {
 SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
-    "caption": {"data": {"field": "caption"}},
+    "caption": {"data": {"field": "caption"}, "decoding": {"max_length": 200}},
 }
 # What the features of a recording are: weights mean nothing with other ones.
 HEARD = (
     "data.audio.sample_rate", "data.audio.num_mels", "data.audio.window_length", "data.audio.hop_length", "data.audio.top_db",
     "data.audio.deltas", "data.audio.normalization",
 )  # fmt: skip
+# What a picture is, likewise.
+SEEN = ("data.images.size", "data.images.features")
 NAMED_COLUMNS = ("jsonl", "csv", "tsv")
 COLUMNS = {  # what a task reads from them
     "classify": "text and label",
@@ -376,6 +382,15 @@ class DecoderConfig(Section):
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the loss by which the encoder alone is judged (Watanabe et al. 2017)
 
 
+class CNNConfig(Section):
+    """What looks at a picture before it is told of: a residual network of convolutions."""
+
+    width: Width = 32  # channels of the first stage; each has twice those of the one before
+    stages: Annotated[int, Field(gt=0, le=8)] = 4  # each halves the sides of the grid, as the stem before them does
+    blocks: Annotated[int, Field(gt=0, le=1000)] = 1  # of a stage, with two convolutions each
+    dropout: Fraction = 0.0  # of the picture's numbers, before the recurrence hears of them
+
+
 class ModelConfig(Section):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"] = "lstm"
     embedding_size: Width = 64
@@ -390,6 +405,10 @@ class ModelConfig(Section):
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
     decoder: DecoderConfig = DecoderConfig()  # for transcribe
+    # For caption. first_step: s_0 = f(U x_0 + W s_-1 + V X), and X never again; first_input: a step before the first character, that
+    # reads it (Vinyals et al. 2015); attention: looked at anew before each character (Xu et al. 2015)
+    image_as: Literal["first_step", "first_input", "attention"] = "first_step"
+    cnn: CNNConfig = CNNConfig()  # for caption, unless data.images.features are ready
     backend: Literal["auto", "reference", "explicit", "fused"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
 
@@ -455,7 +474,7 @@ class DecodingConfig(Section):
     beam_width: Annotated[int, Field(gt=0, le=1000)] = 1  # of beam search; 1 is greedy
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the encoder's own opinion (CTC) in the score; above 0, a beam of 1 too
     length_normalization: Annotated[float, Field(ge=0, le=5)] = 0.6  # 0: none; the exponent of Wu et al. 2016, equation 14
-    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8
+    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8; of captions 200
 
 
 class Config(Section):
@@ -466,7 +485,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig
-    decoding: DecodingConfig = DecodingConfig()  # for transcribe
+    decoding: DecodingConfig = DecodingConfig()  # for transcribe and caption
 
     @model_validator(mode="before")
     @classmethod
@@ -500,7 +519,10 @@ class Config(Section):
             value, default = getattr(model, key), type(model).model_fields[key].get_default(call_default_factory=True)
             if self.task not in tasks and value != default:
                 if isinstance(value, Section):
-                    key = next(inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner))
+                    differing = [inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner)]
+                    key = next((inner for inner in differing if f"{name}.{inner}" not in BELONGS), "")
+                    if not key:  # each of them says itself whose it is
+                        continue
                     name, value = f"{name}.{key}", getattr(value, key)
                 said = str(value).lower() if isinstance(value, bool) else short(value)
                 remedy = f"leave it out, or set task: {tasks[0]}"
@@ -530,6 +552,25 @@ class Config(Section):
         if self.model.crf and (self.train.class_weights is not None or self.train.label_smoothing):
             key = "train.class_weights" if self.train.class_weights is not None else "train.label_smoothing"
             raise ValueError(f"{key}: is of labels that are judged one by one, and model.crf judges them together; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _pictured(self) -> Config:
+        if self.task == "caption" and self.model.bidirectional:
+            raise ValueError("model.bidirectional: what writes a caption reads only what it has written; set bidirectional: false")
+        if self.task == "caption" and self.model.residual:
+            raise ValueError("model.residual: what writes a caption has no such layers; set residual: false")
+        features = self.data.images.features
+        if features is not None and self.model.image_as == "attention":
+            raise ValueError(
+                f"model.image_as: attention looks at the places of a picture, and data.images.features: {features} numbers have none; "
+                "set image_as: first_step or first_input"
+            )
+        if self.task == "caption" and features is None and self.data.images.size < 1 << (1 + self.model.cnn.stages):
+            raise ValueError(
+                f"model.cnn.stages: {self.model.cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
+                f"{self.data.images.size}; lower the one or raise the other"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,9 +10,9 @@ Axes: S encoder steps, L characters, B batch, K hypotheses (beam width), V vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from torch import Tensor
 from charrnn.config import DecodingConfig
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.models.char_rnn import CharRNN
-from charrnn.models.speller import Encoded, Spelling
-from charrnn.models.transcriber import CTC_BLANK, Transcriber
+from charrnn.models.transcriber import CTC_BLANK
+from charrnn.models.writer import PlaceT, SourceT, Writer
 from charrnn.ops.cells import State
 
 CANDIDATES = 40  # characters, of each hypothesis the likeliest by the decoder, of which the encoder is asked too
 ENOUGH = 8  # characters that may be written of anything, however short
+Draw = Callable[[Tensor], Tensor]  # log probabilities of the next characters (B, V), -inf of what is never written -> one of each (B,)
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,19 @@ def longest(steps: int, config: DecodingConfig) -> int:
 
 
 @torch.inference_mode()
-def greedy(model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig) -> list[Hypothesis]:
-    """The likeliest next character, again and again, of each sequence. The length that is allowed is each sequence's own.
+def greedy(
+    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, draw: Draw | None = None
+) -> list[Hypothesis]:
+    """The likeliest next character, again and again, of each sequence; with `draw` what it draws from the logits instead.
 
-    An end behind as many characters as are allowed is one still.
+    The length that is allowed is each sequence's own. An end behind as many characters as are allowed is one still.
     """
     end = vocabulary.end
     assert end is not None
-    steps, batch, _ = encoded.outputs.shape
-    lengths = [steps] * batch if encoded.lengths is None else encoded.lengths.tolist()
+    batch, lengths = encoded.columns, encoded.steps()
     limits = [longest(length, config) for length in lengths]
-    forbidden = _forbidden(vocabulary, encoded.outputs.device)
-    spelling, ids = model.start(encoded), torch.full((batch,), end, device=encoded.outputs.device)
+    forbidden = _forbidden(vocabulary, encoded.device)
+    spelling, ids = model.start(encoded), torch.full((batch,), end, device=encoded.device)
     written: list[list[int]] = [[] for _ in range(batch)]
     nats: list[list[float]] = [[] for _ in range(batch)]
     alignments: list[Tensor] = []
@@ -74,10 +76,10 @@ def greedy(model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config:
     while not all(ended[b] or cut[b] for b in range(batch)):
         logits, spelling = model.next(ids, spelling, encoded)
         odds = (logits.float() + forbidden).log_softmax(-1)  # (B, V)
-        best = odds.max(-1)
-        ids = best.indices
+        ids = odds.argmax(-1) if draw is None else draw(odds)  # (B,)
+        costs = odds.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         alignments.append(spelling.alignment.float().cpu())
-        for b, (chosen, log_p) in enumerate(zip(ids.tolist(), best.values.tolist())):
+        for b, (chosen, log_p) in enumerate(zip(ids.tolist(), costs.tolist())):
             if ended[b] or cut[b]:
                 continue
             if chosen != end and len(written[b]) == limits[b]:
@@ -192,13 +194,13 @@ class _Beam(NamedTuple):
     nats: list[list[float]]
     decoder: Tensor  # (K,) log P by the decoder, float64
     language: Tensor  # (K,) by the language model
-    spelling: Spelling
+    spelling: Any  # a Place of the model's own
     looked: Tensor  # (i, S, K) where each has looked so far
 
 
 @torch.inference_mode()
 def beam_search(
-    model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
+    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
 ) -> list[Hypothesis]:
     """The likeliest texts of one sequence, the best first: at least one, and no more than `beam_width`.
 
@@ -218,7 +220,7 @@ def beam_search(
         if logits is None:
             raise ValueError("ctc_weight is above 0, and the model was trained without a CTC head")
         scorer = PrefixScorer(logits[:, 0])
-    device, steps = encoded.outputs.device, encoded.outputs.size(0)
+    device, (steps,) = encoded.device, encoded.steps()
     forbidden = _forbidden(vocabulary, torch.device("cpu"))
     prefixes = scorer.begin() if scorer else None
     read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
@@ -275,12 +277,12 @@ def beam_search(
 
 
 def decode(
-    model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
+    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
 ) -> list[Hypothesis]:
     """The likeliest text of each sequence as `config` has it sought. Raises ValueError as beam_search does."""
     if config.beam_width == 1 and not config.ctc_weight and fusion is None:
         return greedy(model, encoded, vocabulary, config)
-    return [beam_search(model, encoded.column(b), vocabulary, config, fusion)[0] for b in range(encoded.outputs.size(1))]
+    return [beam_search(model, encoded.column(b), vocabulary, config, fusion)[0] for b in range(encoded.columns)]
 
 
 def _normalised(score: float, length: int, config: DecodingConfig) -> float:

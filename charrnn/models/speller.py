@@ -28,6 +28,23 @@ class Encoded(NamedTuple):
     lengths: Tensor | None  # (B,) of S; None where all are S
     mask: Tensor | None  # (S, B) bool
 
+    @property
+    def columns(self) -> int:
+        return self.outputs.size(1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.outputs.device
+
+    def steps(self) -> list[int]:
+        """How many each sequence has."""
+        return [self.outputs.size(0)] * self.columns if self.lengths is None else self.lengths.tolist()
+
+    def rows(self, rows: Tensor) -> Encoded:
+        """Some of the sequences, in another order, one several times: (n,)."""
+        lengths, mask = None if self.lengths is None else self.lengths[rows], None if self.mask is None else self.mask[:, rows]
+        return Encoded(self.outputs[:, rows], self.keys[:, rows], lengths, mask)
+
     def column(self, b: int, copies: int = 1) -> Encoded:
         """One sequence of the batch without its padding, so many times."""
         steps = self.outputs.size(0) if self.lengths is None else int(self.lengths[b])

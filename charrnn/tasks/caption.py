@@ -1,0 +1,227 @@
+"""Task `caption`: what is in a picture, character by character.
+
+Axes: P pictures, B captions, L characters, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from charrnn.config import Config, ImagesConfig
+from charrnn.data.batch import Batch
+from charrnn.data.corpus import Corpus, Progress
+from charrnn.data.images import augmented, plain
+from charrnn.data.padding import grouped_buckets, pad
+from charrnn.data.pictures import Pictures, load_pictures, load_pictures_file
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.decoding import decode
+from charrnn.device import seeded
+from charrnn.errors import DataError, counted, printable
+from charrnn.metrics import Tally
+from charrnn.models.captioner import Captioner
+from charrnn.models.speller import Encoded
+from charrnn.models.teller import Told
+from charrnn.sampling import evaluating
+from charrnn.tables import aligned
+from charrnn.tasks.task import State, fresh
+from charrnn.tasks.writing import asked_of, before, cross_entropy, cut, text_of
+
+PREVIEWED = 5  # pictures
+EXAMPLES = 10
+ALIKE = 0.9  # share of pictures that are told of alike, above which a model has not looked at them
+
+
+@dataclass(frozen=True)
+class Example:
+    """What was written of a picture, and one of the captions that it has."""
+
+    name: str
+    truth: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """What an evaluation counts: how sure the model was of the true captions, and what it wrote."""
+
+    tally: Tally
+    pictures: int
+    right: int  # of which one of the true captions was written, to the character
+    unfinished: int  # of which what was written came to no end
+    written: Counter[str]
+    wrong: tuple[Example, ...]  # the first of them
+
+    @property
+    def count(self) -> Tensor:
+        return self.tally.count
+
+    def __add__(self, other: CaptionScores) -> CaptionScores:
+        return CaptionScores(
+            self.tally + other.tally,
+            self.pictures + other.pictures,
+            self.right + other.right,
+            self.unfinished + other.unfinished,
+            self.written + other.written,
+            (self.wrong + other.wrong)[:EXAMPLES],
+        )
+
+    def alike(self) -> float:
+        """The share of pictures of which the commonest caption was written."""
+        if not self.pictures:
+            raise ValueError("no pictures were counted, so there is no share of them")
+        return max(self.written.values()) / self.pictures
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        shares = {"caption_accuracy": self.right / max(1, self.pictures), "same_caption": self.alike()}
+        return self.tally.as_metrics(prefix) | {f"{prefix}{name}": share for name, share in shares.items()}
+
+    def describe(self) -> str:
+        lines = [f"{self.right:,} of {counted(self.pictures, 'picture')} have what was written among their captions"]
+        if self.unfinished:
+            lines.append(f"{self.unfinished:,} were cut off at decoding.max_length")
+        if self.alike() > ALIKE and self.pictures > 1:
+            (commonest, count), *_ = self.written.most_common(1)
+            lines.append(f"{count:,} of them are told of alike, {cut(commonest)}: the model has not learned to look")
+        if self.wrong:
+            rows = [[cut(text) for text in (example.answer, example.truth, example.name)] for example in self.wrong]
+            lines += ["some of the others:", *aligned([["written", "a caption of it", "picture"], *rows], left=(0, 1, 2))]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Captioning:
+    config: Config
+    pictures: Pictures
+    unit = "char"
+    best_by = ("nats_per_char", True)
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, config: Config, progress: Progress | None = None) -> Captioning:
+        return cls(config, load_pictures(config.data, config.seed, progress))
+
+    @classmethod
+    def of_file(cls, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Captioning:
+        return cls(config, load_pictures_file(config.data, path, vocabulary))
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.pictures.corpus
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.corpus.vocabulary
+
+    def model(self) -> Captioner:
+        model = fresh(self)
+        assert isinstance(model, Captioner)
+        return model
+
+    def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """Captions side by side, each picture once with all of them; of train each time a little different, as data.images.augment says."""
+        train = split == "train"
+        mixed = np.random.default_rng((self.config.seed, epoch)) if train else None
+        for number, captions in enumerate(self._arranged(split, mixed)):
+            if number >= first:
+                generator = seeded(torch.device("cpu"), self.config.seed, epoch, number) if train else None
+                yield self._batch(captions, generator)
+
+    def _arranged(self, split: str, mixed: np.random.Generator | None) -> list[list[int]]:
+        """Of each batch the places of its captions."""
+        places, captions = self.pictures.split(split), self.pictures.captions(split)
+        if not places:
+            remedy = "add pictures" if split == "train" else f"raise data.{split}_fraction, name data.{split}_path or add pictures"
+            raise DataError(f"split {split!r}: holds no picture; expected some to tell of, so {remedy}")
+        firsts = self.pictures.firsts[places.start : places.stop + 1] - captions.start
+        arranged = grouped_buckets(self.pictures.lengths(split), firsts, self.config.train.batch_size, mixed)
+        return [[captions[i] for i in batch] for batch in arranged]
+
+    def _batch(self, captions: Sequence[int], generator: torch.Generator | None) -> Batch:
+        pictures, of = np.unique(self.pictures.picture_of[np.asarray(captions)], return_inverse=True)  # (P,), (B,)
+        texts = [self.pictures.caption(i) for i in captions]
+        names = tuple(self.pictures.captioned[i].image.name for i in pictures.tolist())
+        seen = finish(self.pictures.pictures(pictures), self.config.data.images, generator)
+        return Batch(seen, pad(texts, texts).targets, None, continues=False, names=names, pictures=torch.from_numpy(of))
+
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.pictures.captions("train")) // self.config.train.batch_size)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tally, State]:
+        """The cross-entropy of the true captions, each character with those before it known."""
+        assert isinstance(model, Captioner)
+        batch = batch.to(next(model.parameters()).device)
+        logits, asked = self._told(model, batch, model.encode(batch.inputs, generator=generator), generator)
+        loss = cross_entropy(logits, asked, label_smoothing)
+        plain = cross_entropy(logits.detach(), asked) if label_smoothing else loss.detach()
+        return loss, Tally.of_answers(plain, logits.detach().argmax(-1), asked), ()
+
+    def _told(
+        self, model: Captioner, batch: Batch, source: Told | Encoded, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (L, B, V) in float32 of a source of P columns, and what they are asked, (L, B)."""
+        assert batch.pictures is not None
+        logits = model(source.rows(batch.pictures), before(batch.targets, self.vocabulary), generator=generator)
+        return logits.float(), asked_of(batch.targets, self.vocabulary)
+
+    def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[CaptionScores, State]:
+        """As config.decoding has it sought."""
+        assert isinstance(model, Captioner)
+        names, batch = batch.names, batch.to(next(model.parameters()).device)
+        assert batch.pictures is not None
+        source = model.encode(batch.inputs)
+        logits, asked = self._told(model, batch, source)
+        tally = Tally.of_answers(cross_entropy(logits, asked), logits.argmax(-1), asked)
+        truths: list[list[str]] = [[] for _ in names]
+        for picture, targets in zip(batch.pictures.tolist(), batch.targets.t().tolist()):
+            truths[picture].append(text_of(targets, self.vocabulary))
+        found = decode(model, source, self.vocabulary, self.config.decoding)
+        answers = [text_of(hypothesis.ids, self.vocabulary) for hypothesis in found]
+        wrong = [Example(name, truth[0], answer) for name, truth, answer in zip(names, truths, answers) if answer not in truth]
+        unfinished = sum(not hypothesis.finished for hypothesis in found)
+        return CaptionScores(tally, len(names), len(names) - len(wrong), unfinished, Counter(answers), tuple(wrong[:EXAMPLES])), ()
+
+    @torch.inference_mode()
+    def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
+        """A few pictures of the val split, or of train where there is none: what is written, and a caption where that is another."""
+        assert isinstance(model, Captioner)
+        places = self.pictures.split("val") or self.pictures.split("train")
+        chosen = [places[k] for k in torch.randperm(len(places), generator=generator)[:PREVIEWED].tolist()]
+        lines = []
+        with evaluating(model):
+            seen = finish(self.pictures.pictures(chosen), self.config.data.images, None).to(next(model.parameters()).device)
+            for place, found in zip(chosen, decode(model, model.encode(seen), self.vocabulary, self.config.decoding)):
+                written, captions = text_of(found.ids, self.vocabulary), self.pictures.captioned[place].captions
+                lines.append(printable(written[:length]) + ("" if written in captions else f"  (it is: {printable(captions[0][:length])})"))
+        return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        counts, images = self.pictures.counts, self.config.data.images
+        captions = len(self.pictures.captions("train"))
+        held = ", ".join(f"{counts[split]:,} for {split}" for split in ("val", "test"))
+        seen = f"{images.size} × {images.size} pixels" if images.features is None else f"{images.features:,} features"
+        told = f"{counted(counts['train'], 'picture')} to train on with {counted(captions, 'caption')}, {held}; {seen}"
+        notes = [*self.corpus.notes, told]
+        if not counts["val"]:
+            remedy = "raise data.val_fraction or name data.val_path"
+            notes.append(f"the val split holds no picture, so there is nothing to evaluate on; {remedy}")
+        if self.corpus.unknown:
+            share = self.corpus.unknown / len(self.corpus.ids)
+            fact = f"{counted(self.corpus.unknown, 'character')} ({share:.2%}) outside the vocabulary"
+            notes.append(f"{fact}: never written, and not scored")
+        return notes
+
+
+def finish(pictures: Tensor, config: ImagesConfig, generator: torch.Generator | None) -> Tensor:
+    """As the model reads them: pictures (P, 3, S, S) uint8 -> (P, 3, H, H) in 0..1, changed where there is a generator; features stay."""
+    if config.features is not None:
+        return pictures
+    return plain(pictures, config) if generator is None else augmented(pictures, config, generator)
