@@ -560,6 +560,8 @@ class Config(Section):
             raise ValueError("model.bidirectional: what writes a caption reads only what it has written; set bidirectional: false")
         if self.task == "caption" and self.model.residual:
             raise ValueError("model.residual: what writes a caption has no such layers; set residual: false")
+        if self.task == "caption" and self.train.shards > 1:
+            raise ValueError("train.shards: the pictures of a batch are looked at together, by all threads; leave it out")
         features = self.data.images.features
         if features is not None and self.model.image_as == "attention":
             raise ValueError(

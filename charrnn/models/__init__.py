@@ -45,7 +45,7 @@ def build_architecture(config: Config, vocabulary_size: int, labels: int | None 
 
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are learned; a shared tensor counts once, and what no step moves does not."""
-    frozen = {"mean", "deviation", "decision", "bigrams.keys"}
+    frozen = {"mean", "deviation", "decision", "bigrams.keys", "norm.mean", "norm.variance"}
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in frozen)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from charrnn.config import CNNConfig, ModelConfig
 from charrnn.layers.dropout import dropout
 from charrnn.layers.recurrent import RecurrentStack
-from charrnn.layers.vision import ResidualCNN
+from charrnn.layers.vision import ResidualCNN, Standardization
 from charrnn.models.speller import Encoded, Speller, Spelling
 from charrnn.models.teller import Teller, Telling, Told
 
@@ -39,8 +39,8 @@ class Captioner(nn.Module):
     """What the encoder sees is told to the decoder once (Teller), as one vector: its mean over the places. Or the decoder looks at
     the places before it writes each character (Speller; Xu et al. 2015).
 
-    Without an encoder the vector is that of ready `features`. Either way its numbers are brought to mean 0 and variance 1
-    (Ba et al. 2016), so that features of any scale are told of alike.
+    Without an encoder the vector is that of ready `features`. Either way each of its numbers is brought to mean 0 and variance 1 over
+    pictures, so that what is told of is what tells them apart, whatever its scale.
     """
 
     def __init__(self, config: ModelConfig, features: int | None, vocabulary_size: int) -> None:
@@ -48,7 +48,7 @@ class Captioner(nn.Module):
         self.encoder = ImageEncoder(config.cnn) if features is None else None
         size = self.encoder.channels if self.encoder is not None else features or 0
         self.drop = config.cnn.dropout
-        self.norm = nn.LayerNorm(size)
+        self.size, self.norm = size, Standardization(size)
         self.speller: Speller | None = None
         self.teller: Teller | None = None
         if config.image_as == "attention":
@@ -69,7 +69,7 @@ class Captioner(nn.Module):
 
     def described(self) -> dict[str, str]:
         """What it is made of, for a person."""
-        size = self.norm.normalized_shape[0]
+        size = self.size
         if self.encoder is None:
             return {"encoder": f"none, {size:,} features of a picture", "decoder": self._decoder.described()}
         cnn = self.encoder.cnn

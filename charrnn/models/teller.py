@@ -15,8 +15,10 @@ from charrnn.config import ModelConfig
 from charrnn.layers.attention import exact
 from charrnn.layers.dropout import drop_rows, dropout
 from charrnn.layers.recurrent import Injection, RecurrentStack
-from charrnn.models.beginning import begin_head, begin_inputs
+from charrnn.models.beginning import begin_head, begin_inputs, begin_memory
 from charrnn.ops.cells import State
+
+MEMORY = 64  # characters: about as long as a caption
 
 
 class Told(NamedTuple):
@@ -88,6 +90,7 @@ class Teller(nn.Module):
         if not self.head.weight.is_meta:
             nn.init.normal_(self.embedding.weight)
             begin_inputs(self.recurrent)
+            begin_memory(self.recurrent, MEMORY)
             begin_head(self.image, gain=1.0)
             begin_head(self.head, gain=1.0)
 
