@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from charrnn.config import ModelConfig
+from charrnn.layers.vision import ResidualBlock
 from charrnn.models.captioner import Captioner
 from charrnn.models.speller import Encoded
 from charrnn.models.teller import Teller, Told
@@ -47,7 +48,8 @@ def said() -> Tensor:
 
 def by_hand(model: Teller, ids: Tensor, vector: Tensor | None, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """One step of the first layer from U, W, V and the equations: h, or h and c."""
-    U, W, b_ih, b_hh = (getattr(model.recurrent, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    U, W, b_ih, b_hh = model.recurrent.weights(0)
+    assert b_ih is not None and b_hh is not None
     told = model.embedding.weight[ids] @ U.T + b_ih  # U x
     if vector is not None:
         told = told + vector @ model.image.weight.T  # + V X
@@ -57,10 +59,10 @@ def by_hand(model: Teller, ids: Tensor, vector: Tensor | None, state: tuple[Tens
     if model.recurrent.cell == "rnn_relu":
         return (torch.relu(told + from_h),)
     if model.recurrent.cell == "lstm":
-        i, f, g, o = (told + from_h).split(H, -1)
+        i, f, g, o = (told + from_h).chunk(4, -1)
         c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = told.split(H, -1), from_h.split(H, -1)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = told.chunk(3, -1), from_h.chunk(3, -1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     return ((1 - z) * torch.tanh(x_n + r * h_n) + z * state[0],)
 
@@ -107,13 +109,15 @@ def test_a_picture_as_first_input_is_a_step_before_the_first_character() -> None
 def test_gradients_of_the_injection_are_those_of_the_sum_written_out() -> None:
     model, X, ids = teller(cell="gru", layer_norm=True), drawn(B, J).requires_grad_(), said()
     loss = model(Told(X), ids).square().sum()
-    got = torch.autograd.grad(loss, [X, model.image.weight, model.recurrent.weight_ih_l0, model.recurrent.weight_hh_l0])
-    state, written = (torch.zeros(B, H, dtype=torch.float64),), []
+    asked = [X, model.image.weight, *model.recurrent.weights(0)[:2]]
+    got = torch.autograd.grad(loss, asked)
+    state: tuple[Tensor, ...] = (torch.zeros(B, H, dtype=torch.float64),)
+    written = []
     for t in range(L):
         state = by_hand(model, ids[t], X if t == 0 else None, state)
         written.append(state[0])
     again = model.head(model.recurrent.norms[0](torch.stack(written))).square().sum()
-    expected = torch.autograd.grad(again, [X, model.image.weight, model.recurrent.weight_ih_l0, model.recurrent.weight_hh_l0])
+    expected = torch.autograd.grad(again, asked)
     for ours, theirs in zip(got, expected):
         torch.testing.assert_close(ours, theirs)
 
@@ -141,8 +145,9 @@ def test_a_picture_is_told_of_alike_whatever_stands_beside_it(way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_every_weight_learns(way: str) -> None:
     model = captioner(image_as=way).train()
-    for block in model.encoder.cnn.blocks if model.encoder else []:
-        torch.nn.init.normal_(block.conv2.weight)  # at 0, as they begin, they let no gradient through to those before them
+    for block in model.modules():
+        if isinstance(block, ResidualBlock):
+            torch.nn.init.normal_(block.conv2.weight)  # at 0, as they begin, they let no gradient through to those before them
     logits = model(model.encode(drawn(P, 3, SIZE, SIZE)).rows(torch.tensor([0, 1, 1, 2])), said())
     logits.log_softmax(-1)[..., 2].sum().backward()
     still = [name for name, weight in model.named_parameters() if weight.requires_grad and (weight.grad is None or not weight.grad.any())]
@@ -186,6 +191,7 @@ def test_what_pictures_have_in_common_is_taken_out() -> None:
 def test_memory_begins_long() -> None:
     for cell, gate in (("lstm", 1), ("gru", 1)):
         model = teller(cell=cell, hidden_size=64)
-        biases = (model.recurrent.bias_ih_l0 + model.recurrent.bias_hh_l0).detach()
-        kept = torch.sigmoid(biases[gate * 64 : (gate + 1) * 64])
+        _, _, bias_ih, bias_hh = model.recurrent.weights(0)
+        assert bias_ih is not None and bias_hh is not None
+        kept = torch.sigmoid((bias_ih + bias_hh).detach()[gate * 64 : (gate + 1) * 64])
         assert float(kept.min()) >= 0.5 and float(kept.max()) < 1 and float(kept.median()) > 0.9
