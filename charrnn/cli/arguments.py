@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.output import progress_bar, warn
-from charrnn.errors import DataError, UserError, printable
+from charrnn.cli.output import progress_bar, tell, warn
+from charrnn.errors import DataError, Faults, UserError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,7 @@ def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
 def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
     """What a model was trained to do, with the text it learned from, or with a file of a person's own, all of it in split `test`.
 
-    Raises DataError where the text is not there, or is another one. What there is to say of a person's own is said.
+    Raises DataError where the text is not there, or is another one. What there is to say of a person's own is said, its faults too.
     """
     from charrnn.tasks import TASKS, load_task
 
@@ -75,6 +75,8 @@ def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
         task = TASKS[config.task].of_file(config, loaded.vocabulary, loaded.labels, file)
         for note in task.corpus.notes:
             warn(note)
+        for fault in task.corpus.faults:
+            tell(fault)
         return task
     remedy = "give a text with --file, or say where the text is now: --set data.path=…"
     try:
@@ -85,6 +87,9 @@ def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
 
             task = load_task(config, encoding)
     except DataError as error:
+        if isinstance(error, Faults) and len(error.faults) > 1:
+            lost = f"{loaded.path}: {source_of(config)}, which it was trained on, cannot be read as it was; {remedy}"
+            raise Faults([DataError(lost), *error.faults]) from None
         raise DataError(f"{error}; {remedy}") from None
     for what, same in (("characters", task.vocabulary == loaded.vocabulary), ("labels", task.labels == loaded.labels)):
         if not same:

@@ -349,7 +349,7 @@ def test_an_unknown_character_is_an_error_and_is_not_asked_of_the_decoder(tmp_pa
     assert (int(scores.tally.count), int(scores.edits.char_edits), int(scores.edits.chars)) == (3, 1, 3)
     assert [(found.truth, found.answer) for found in scores.worst] == [("a\ufffdb", "ab")]
     share = 1 / len(built.corpus.ids)
-    assert f"1 character ({share:.2%}) outside the vocabulary: never written, so errors in val and test" in built.notes()
+    assert f"1 character ({share:.2%}) outside the vocabulary: never written, so errors in val and test, at {val}: line 2" in built.notes()
 
 
 def test_the_search_is_that_of_the_configuration(tmp_path: Path) -> None:
