@@ -150,14 +150,16 @@ def _recordings(named: list[str], faults: list[DataError]) -> Iterator[Path]:
 
 
 def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:
-    """Each recording; of a long one is said first how it will be read."""
-    from charrnn.data.audio import duration
+    """Each recording; of a long one is said first how it will be read, and of one that breaks off, that it does."""
+    from charrnn.data.audio import duration, shortfall
 
     for path in recordings:
         try:
-            seconds = duration(path, config)
+            seconds, fact = duration(path, config), shortfall(path)
         except DataError:  # told of when it is read
-            seconds = 0.0
+            seconds, fact = 0.0, None
+        if fact:
+            warn(f"{path}: {fact}; that is transcribed, so fetch the recording again if you want all of it")
         if seconds > config.max_seconds:
             pieces = f"pieces of at most {config.max_seconds:g} s (data.audio.max_seconds), cut where it is quietest"
             warn(f"{path}: {seconds:,.1f} s long, so it is read in {pieces}")

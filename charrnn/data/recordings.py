@@ -29,7 +29,7 @@ from charrnn.data.utterances import Utterance, manifest
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults, characters_listed
 
-FORMAT = 1  # of the cache; a change makes old entries strangers
+FORMAT = 2  # of the cache; a change makes old entries strangers
 UNREAD = {"field", "top_db", "deltas", "normalization", "augment"}  # what does not decide the features that are kept
 FRAMES, EDGES = "frames.bin", "edges.json"
 

@@ -140,6 +140,21 @@ def test_only_a_recording_of_one_piece_keeps_where_the_model_looked(run: Run) ->
         assert any(one.ids for one in looked)
 
 
+def test_a_recording_that_breaks_off_is_transcribed_as_far_as_it_goes_and_no_row_to_learn_from(run: Run) -> None:
+    soundfile.write("cut.wav", sound("ab"), RATE)
+    content = Path("cut.wav").read_bytes()
+    Path("cut.wav").write_bytes(content[: len(content) // 2 + 22])  # behind the a
+    said = run("model.safetensors", "cut.wav")
+    fact = "cut.wav: breaks off: 0.15 of 0.30 seconds, as its header has it, are there"
+    assert said.code == 0 and said.out.split()[-1] == "a"
+    assert f"charrnn: warning: {fact}; that is transcribed, so fetch the recording again if you want all of it\n" in said.err
+    Path("another.tsv").write_text("audio\ttranscript\n0.wav\ta\ncut.wav\tab\n", encoding="utf-8")
+    said = run("model.safetensors", "--file", "another.tsv", command="eval")
+    remedy = "expected a whole recording, so fetch it again, or cut it there and its transcript too"
+    assert said.code == 2 and f"charrnn: error: another.tsv: line 3: {fact}; {remedy}\n" in said.err
+    assert "right: all of 1 utterance" in said.out
+
+
 def test_a_text_without_an_end_is_marked(run: Run) -> None:
     said = run("model.safetensors", "2.wav", "--set", "decoding.max_length=1")
     assert said.code == 0 and said.out.rstrip().endswith("2.wav  a…")
