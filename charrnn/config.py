@@ -202,7 +202,7 @@ class AudioConfig(Section):
     # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: in each, to mean 0 by channel and one
     # variance for all channels, and another for their derivatives
     normalization: Literal["utterance", "mean", "global", "none"] = "utterance"
-    max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
+    max_seconds: Annotated[float, Field(ge=0.1, le=1e9)] = 30.0  # of an utterance; a longer recording is cut where it is quietest
     augment: AugmentConfig = AugmentConfig()
 
     @property

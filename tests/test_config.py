@@ -401,6 +401,10 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
         ("data:", "data: path is missing; "),
         ("data: {path: a, source: python-stdlib}", "data: path 'a' is given together with source: python-stdlib; leave one of them out"),
         ("data: {path: a, val_fraction: 1}", "data.val_fraction: 1 is not valid; expected a number less than 1"),
+        (
+            "data: {path: a, audio: {max_seconds: 0.05}}",
+            "data.audio.max_seconds: 0.05 is not valid; expected a number greater than or equal to 0.1",
+        ),
         ("data: {path: a, val_fraction: -0.1}", "data.val_fraction: -0.1 is not valid; expected a number greater than or equal to 0"),
         (
             "data: {path: a, val_fraction: 0.6, test_fraction: 0.4}",

@@ -105,10 +105,10 @@ def test_a_click_is_a_recording(tmp_path: Path, rate: int, count: int) -> None:
     assert len(piece.features) >= 1 and bool(piece.features.isfinite().all())
 
 
-@given(st.integers(1, 30_000), st.floats(0.0002, 1.5), st.integers(1, 20_000))
+@given(st.integers(1, 30_000), st.floats(0.1, 1.5), st.integers(1, 20_000))
 def test_pieces_are_the_whole_and_none_is_too_long(tmp_path_factory: Any, count: int, longest: float, block: int) -> None:
     path = tmp_path_factory.mktemp("audio") / "a.wav"
-    config = settings(max_seconds=max(longest, count / 8000 / 50))  # 75 pieces are enough
+    config = settings(max_seconds=longest)
     samples = noise(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("charrnn.data.audio.BLOCK", block)
