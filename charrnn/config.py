@@ -439,10 +439,14 @@ class Config(Section):
         if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
             return value
         settled = dict(value)
+        data = settled.get("data")
+        # Where the file is to be read as something else, it is that, and not the column, that a person has to mend.
+        named = not isinstance(data, Mapping) or (data.get("format") in (None, "auto", *NAMED_COLUMNS) and data.get("documents") is None)
         for section, defaults in SETTLED.get(settled["task"], {}).items():
             given = settled.get(section) or {}
             if isinstance(given, Mapping):
-                settled[section] = {**given, **{key: default for key, default in defaults.items() if given.get(key) is None}}
+                left_out = {key: default for key, default in defaults.items() if given.get(key) is None and (named or key != "field")}
+                settled[section] = {**given, **left_out}
         return settled
 
     @model_validator(mode="after")

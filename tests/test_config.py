@@ -74,6 +74,8 @@ TASKS: list[tuple[str, dict[str, Any], str]] = [
         "data.format: task classify reads text and label from named columns, and",
     ),
     ("classify", {"data": {"documents": "lines"}}, "data.format: task classify reads text and label from named columns"),
+    ("transcribe", {"data": {"format": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
+    ("transcribe", {"data": {"documents": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
     (
         "tag",
         {"data": {"format": "csv"}},
@@ -106,6 +108,13 @@ def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert str(caught.value).startswith(f"--set {override!r}: {override.partition('=')[0]}: ")
+
+
+def test_a_format_that_a_task_cannot_read_is_blamed_and_not_the_column_that_it_takes() -> None:
+    settings = {"task": "transcribe", "data": {"path": "a.tsv"}, "train": {"max_steps": 9}}
+    with pytest.raises(ConfigError, match=r"^--set 'data.format=lines': data.format: task transcribe reads recording and transcript from"):
+        build_config(settings, "run.yaml", ["data.format=lines"])
+    assert build_config(settings, "run.yaml", ["data.format=csv"]).data.field == "transcript"
 
 
 @pytest.mark.parametrize(
