@@ -349,7 +349,7 @@ class ModelConfig(Section):
     tied_embeddings: bool = False  # for lm and fill: head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
     bigrams: BigramsConfig = BigramsConfig()  # for fill, classify and tag: pairs of neighbours are read too
-    residual: bool = False  # a layer's input is added to its output, where they are equally wide
+    residual: bool = False  # a layer's input is added to its output, where they are equally wide; so not in model.pyramid
     pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # for classify: one answer of a text; by default max
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
@@ -506,6 +506,17 @@ class Config(Section):
             raise ValueError(
                 f"decoding.ctc_weight: {self.decoding.ctc_weight:g} asks what CTC thinks, and model.decoder.ctc_weight: 0 trains none; "
                 "set that above 0 before training, or leave decoding.ctc_weight out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _summed(self) -> Config:
+        model, features = self.model, self.data.audio.features
+        if self.task == "transcribe" and model.residual and model.num_layers == 1 and features != model.output_size:
+            raise ValueError(
+                f"model.residual: true adds nothing: the encoder's one plain layer reads {features} features a frame and hands up "
+                f"{model.output_size}, and a level of model.pyramid reads several steps as one; set model.num_layers to 2 or more, "
+                "or leave residual out"
             )
         return self
 

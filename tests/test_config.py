@@ -74,6 +74,11 @@ TASKS: list[tuple[str, dict[str, Any], str]] = [
         "data.format: task classify reads text and label from named columns, and",
     ),
     ("classify", {"data": {"documents": "lines"}}, "data.format: task classify reads text and label from named columns"),
+    (
+        "transcribe",
+        {"model": {"residual": True, "hidden_size": 32}},
+        "model.residual: true adds nothing: the encoder's one plain layer reads 40 features a frame and hands up 64, and a level of",
+    ),
     ("transcribe", {"data": {"format": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
     ("transcribe", {"data": {"documents": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
     (
@@ -108,6 +113,12 @@ def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert str(caught.value).startswith(f"--set {override!r}: {override.partition('=')[0]}: ")
+
+
+def test_layers_of_an_encoder_that_are_equally_wide_may_be_summed() -> None:
+    settings = {"task": "transcribe", "data": {"path": "a.tsv"}, "train": {"max_steps": 9}}
+    for model in ({"num_layers": 2}, {"hidden_size": 20}):
+        assert build_config(settings | {"model": {"residual": True} | model}, "run.yaml").model.residual
 
 
 def test_a_format_that_a_task_cannot_read_is_blamed_and_not_the_column_that_it_takes() -> None:
