@@ -137,9 +137,13 @@ def corpus_of(
     notes: list[str],
     files: int,
     beside: bytes,
+    what: str = "text",
     faults: Sequence[DataError] = (),
 ) -> Corpus:
-    """Texts by split as documents, each closed by `end`, in memory. `beside`: what else the corpus holds, for its hash."""
+    """Texts by split as documents, each closed by `end`, in memory. `beside`: what else the corpus holds, for its hash.
+
+    `what` it is, and its `faults`: as Corpus has them.
+    """
     ordered = [text for split in ORDER for text in texts[split]]
     ids = encode_text(vocabulary, [("".join(ordered), np.cumsum(list(map(len, ordered))).tolist())])
     edges = {}
@@ -163,5 +167,6 @@ def corpus_of(
         contents=contents.hexdigest(),
         notes=notes,
         mapped=None,
+        what=what,
         faults=tuple(faults),
     )

@@ -144,7 +144,7 @@ def _recordings(
     heard.update(edges.tobytes())
     for start in range(0, len(frames), 1 << 16):
         heard.update(frames[start : start + (1 << 16)].tobytes())
-    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=heard.digest())
+    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=heard.digest(), what="recordings or their transcripts")
     return Recordings(corpus, utterances, {split: len(some) for split, some in splits.items()}, edges, frames)
 
 

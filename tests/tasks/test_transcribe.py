@@ -408,6 +408,17 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path: Path
     assert models[0].keys() == models[1].keys() and all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+def test_a_run_whose_recordings_have_changed_does_not_go_on(tmp_path: Path) -> None:
+    path = spoken(tmp_path, WORDS)
+    sections = {"train": {"max_steps": 1, "threads": 1}}
+    train(config(tmp_path, path, sections), reporter=Quiet())
+    np.save(tmp_path / "all-0.npy", np.zeros((9, MELS)))
+    with pytest.raises(UserError) as caught:
+        train(config(tmp_path, path, {"train": {"max_steps": 2, "threads": 1}}), resume=True, reporter=Quiet())
+    fact = "cannot resume: the recordings or their transcripts have changed since; put them back, or start another run with --init-from"
+    assert str(caught.value) == f"{tmp_path / 'run'}: {fact} {tmp_path / 'run'}"
+
+
 def test_a_preview_shows_what_is_written_and_what_was_said(tmp_path: Path) -> None:
     built = task(tmp_path)
     model = built.model()
