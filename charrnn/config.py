@@ -799,6 +799,13 @@ def _section(model: type[Section], key: str) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
+def keys_of(section: str) -> list[str]:
+    """The keys of a section and of those in it, each with its sections before it: `model.dropout.input`."""
+    inner = [(name, keys) for name, keys in _sections() if f"{name}.".startswith(f"{section}.")]
+    names = {name for name, _ in inner}
+    return [key for name, keys in inner for one in keys if (key := f"{name}.{one}") not in names]
+
+
 def _sections(name: str = "", model: type[Section] = Config) -> Iterator[tuple[str, list[str]]]:
     """Every section with its keys; the top level is ""."""
     yield name, list(model.model_fields)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charrnn.config import ALIASES, Config, DataConfig, build_config, load_config, parse_yaml
+from charrnn.config import ALIASES, Config, DataConfig, build_config, keys_of, load_config, parse_yaml
 from charrnn.errors import ConfigError
 
 LEAST = "data: {path: a.txt}\ntrain: {max_steps: 9}\n"
@@ -113,6 +113,12 @@ def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert str(caught.value).startswith(f"--set {override!r}: {override.partition('=')[0]}: ")
+
+
+def test_the_keys_of_a_section_are_those_that_hold_something() -> None:
+    keys = keys_of("model.dropout")
+    assert {"model.dropout.input", "model.dropout.locked"} < set(keys) and len(keys) == len(set(keys)) == 8
+    assert "model.cell" in keys_of("model") and not {"model.dropout", "model.pyramid", "data.path"} & set(keys_of("model"))
 
 
 def test_layers_of_an_encoder_that_are_equally_wide_may_be_summed() -> None:

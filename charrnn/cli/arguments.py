@@ -47,20 +47,21 @@ def load(model: str | None, device: str, task: str | None = None, command: str |
 def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     """The configuration of a model, with what the command line changes in it.
 
-    Raises UserError where that is what the model does, or what its features of a recording are.
+    Raises UserError where that is what the model does, what it is made of, or what its features of a recording are.
     """
-    from charrnn.config import HEARD, build_config
+    from charrnn.config import HEARD, build_config, keys_of
 
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
     settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
     config = build_config(settings, str(loaded.path), set_ or [])
     if config.task != loaded.config.task:
         raise UserError(f"{loaded.path}: a model of task {loaded.config.task}; --set task={config.task} cannot change that; leave it out")
-    for key in HEARD:
+    for key in (*HEARD, *keys_of("model")):
         there, here = (attrgetter(key)(settings) for settings in (loaded.config, config))
         if there != here:
             fact = f"{key} is {there!r}, and --set makes it {here!r}"
-            raise UserError(f"{loaded.path}: {fact}; expected what the weights have learned from, so leave it out")
+            expected = "what the weights have learned from" if key in HEARD else "the model as it was trained"
+            raise UserError(f"{loaded.path}: {fact}; expected {expected}, so leave it out")
     return config
 
 

@@ -194,6 +194,11 @@ MISTAKES = {
     "no model": (["runs/none", "0.wav"], "runs/none: neither a model nor a recording; expected a run directory, a model"),
     "mels": (["model.safetensors", "0.wav", "--set", "data.audio.num_mels=9"], "data.audio.num_mels is 8, and --set makes it 9; expected"),
     "deltas": (["model.safetensors", "0.wav", "--set", "data.audio.deltas=1"], "data.audio.deltas is 0, and --set makes it 1; expected"),
+    "model": (["model.safetensors", "0.wav", "--set", "model.hidden_size=9"], "model.hidden_size is 12, and --set makes it 9; expected"),
+    "decoder": (
+        ["model.safetensors", "0.wav", "--set", "model.decoder.ctc_weight=0"],
+        "model.decoder.ctc_weight is 0.3, and --set makes it 0.0; expected the model as it was trained, so leave it out",
+    ),
     "place": (["model.safetensors", "0.wav", "--alignment", "no/where.png"], "--alignment no/where.png: cannot be written"),
 }
 
@@ -224,6 +229,12 @@ def test_eval_tells_the_error_rates_and_the_worst(run: Run) -> None:
     assert all(line == line.rstrip() for line in said.out.splitlines())
     figures = json.loads(run("model.safetensors", "--file", "another.tsv", "--json", "--set", "decoding.beam_width=3", command="eval").out)
     assert figures["char_error_rate"] == pytest.approx(2 / 8) and figures["sentence_accuracy"] == 0.75
+
+
+def test_eval_does_not_change_what_a_model_is_made_of(run: Run) -> None:
+    said = run("model.safetensors", "--set", "model.cell=gru", command="eval")
+    fact = "model.cell is 'lstm', and --set makes it 'gru'; expected the model as it was trained, so leave it out"
+    assert said == Said(2, "", f"charrnn: error: model.safetensors: {fact}\n")
 
 
 def test_eval_does_not_hear_otherwise_than_the_model_has_learned(run: Run) -> None:
