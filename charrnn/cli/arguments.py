@@ -31,12 +31,18 @@ OWN_TEXT = {"lm": "sample"}
 
 
 def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
-    """The model that a person names. Raises UserError where it is not of `task`, the only one that `command` can do; None: of any."""
+    """The model that a person names, or the newest, and then it is said which.
+
+    Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
+    """
     from charrnn.checkpoint import build_model, find_model, load_model
     from charrnn.device import resolve_device
 
     where = resolve_device(device)
-    loaded = load_model(find_model(model), str(where))
+    path = find_model(model)
+    if model is None:
+        typer.echo(f"charrnn: no model is named, so the newest run is taken: {printable(str(path))}", err=True)
+    loaded = load_model(path, str(where))
     own = loaded.config.task
     if task is not None and own != task:
         needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,21 @@ def test_a_model_without_ctc_cannot_be_asked_for_it(run: Run) -> None:
     save_model(Path("plain.safetensors"), task.model(), config, task.vocabulary, 0, {})
     said = run("plain.safetensors", "0.wav", "--ctc-weight", "0.3")
     assert said == Said(2, "", "charrnn: error: --ctc-weight 0.3: plain.safetensors was trained without CTC; expected 0, so leave it out\n")
+
+
+def test_the_newest_run_is_taken_and_named(run: Run) -> None:
+    """Also where a folder is named first that might have been meant for a model."""
+    for at, name in enumerate(("old", "new")):
+        Path("runs", name).mkdir(parents=True)
+        shutil.copy("model.safetensors", f"runs/{name}/best.safetensors")
+        os.utime(f"runs/{name}/best.safetensors", (at, at))
+    Path("runs/none").mkdir()
+    shutil.copy("2.wav", "runs/none/2.wav")
+    for names in (["2.wav"], ["runs/none"]):
+        said = run(*names)
+        assert said.code == 0 and said.out.split()[-1] == "ab"
+        assert said.err.startswith("charrnn: no model is named, so the newest run is taken: runs/new/best.safetensors\n")
+    assert "the newest run is taken" not in run("runs/old", "2.wav").err
 
 
 def test_eval_tells_the_error_rates_and_the_worst(run: Run) -> None:
