@@ -80,14 +80,15 @@ def deltas(x: Tensor, order: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def normalised(x: Tensor, *, together: bool = False) -> Tensor:
+def normalised(x: Tensor, *, together: int = 1) -> Tensor:
     """(T, F) -> (T, F): each channel with mean 0 and standard deviation 1 over the utterance; zeros where it never changes.
 
-    `together`: with one deviation for all channels, so that one in which nothing is said stays quiet.
+    `together`: so many neighbours have one deviation, so that a channel in which nothing is said stays quiet. It divides F; with all
+    channels of one order of derivatives, that order is no louder than another.
     """
     wide = x.double()  # (T, F): in float32 the mean of equal numbers is not quite that number
     std, mean = torch.std_mean(wide, dim=0, correction=0)  # (F,) each
-    std = std.square().mean().sqrt() if together else std
+    std = std.square().view(-1, together).mean(1).sqrt().repeat_interleave(together)  # (F,)
     return ((wide - mean) / (std + EPSILON)).to(x.dtype)
 
 
@@ -115,7 +116,8 @@ def finish(x: Tensor, config: AudioConfig) -> Tensor:
     if config.top_db is not None:  # how loud it is, and how deep its silences, tells of the microphone, and not of what is said
         x = (x - x.max()).clamp(min=-config.top_db * math.log(10) / 10)
     x = deltas(x, config.deltas)
-    return normalised(x, together=config.normalization == "mean") if config.normalization in ("utterance", "mean") else x
+    together = {"utterance": 1, "mean": config.num_mels}.get(config.normalization)
+    return normalised(x, together=together) if together else x
 
 
 def augmented(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

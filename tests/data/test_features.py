@@ -262,10 +262,13 @@ def test_what_lies_far_below_the_loudest_is_raised() -> None:
 
 def test_one_deviation_for_all_channels_keeps_a_quiet_one_quiet() -> None:
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([5.0, 1.0, 0.01]) + torch.tensor([1.0, -7.0, 2.0])
-    found = finish(x, AudioConfig(normalization="mean"))
+    found = finish(x, AudioConfig(normalization="mean", num_mels=3))
     torch.testing.assert_close(found.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     assert float(found.square().mean()) == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(found.std(0) / found.std(0)[0], x.std(0) / x.std(0)[0])
+    with_slopes = finish(x, AudioConfig(normalization="mean", num_mels=3, deltas=1))
+    torch.testing.assert_close(with_slopes[:, :3], found)
+    assert float(with_slopes[:, 3:].square().mean()) == pytest.approx(1.0, abs=1e-3)  # slopes are small, and yet as loud
 
 
 def test_an_equalizer_colours_the_channels_alike_in_every_frame() -> None:
