@@ -75,9 +75,17 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def give(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows."""
+    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows.
+
+    A dense one comes to lie in memory as its parameter does, as `backward` itself sees to: torch's fused optimizers read both as they
+    lie, and that of a convolution over channels_last lies in another order.
+    """
     for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient if isinstance(optimizer, Adam) else gradient.to_dense()
+        if not (gradient.is_sparse and isinstance(optimizer, Adam)):
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            if gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+        parameter.grad = gradient
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> Tensor:

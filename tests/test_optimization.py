@@ -102,6 +102,22 @@ def test_the_named_optimizer_lowers_a_loss(name: str) -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "sgd"])
+def test_a_gradient_in_another_order_of_memory_gives_the_same_step(name: str) -> None:
+    gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        model = nn.Conv2d(3, 4, 3, bias=False)
+        with torch.no_grad():
+            model.weight.zero_()
+        optimizer = build_optimizer(TrainConfig.model_validate({"optimizer": name, "weight_decay": 0, "max_steps": 1}), model)
+        give(optimizer, [model.weight], [gradient.contiguous(memory_format=order)])
+        optimizer.step()
+        moved.append(model.weight.detach().clone())
+    assert moved[0].any()
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=0)
+
+
 def test_weight_decay_pulls_on_matrices_only() -> None:
     model = nn.Linear(3, 2)
     optimizer = build_optimizer(settings(weight_decay=0.1), model)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 16  # channels that are normalised together
-MOMENTUM = 0.02  # of a batch in the running means
+MOMENTUM = 0.1  # of a batch in the running means
+WIDEST_RATIO, FARTHEST_SHIFT = 3.0, 5.0  # r_max and d_max of batch renormalisation
 SMALLEST = 1e-5  # is added to a variance
 
 
@@ -90,11 +91,13 @@ class ResidualCNN(nn.Module):
 
 
 class Standardization(nn.Module):
-    """Each channel to mean 0 and variance 1 over pictures: batch normalisation without a scale (Ioffe & Szegedy 2015).
+    """Each channel to mean 0 and variance 1 over pictures: batch renormalisation without a scale (Ioffe 2017, algorithm 1).
 
     What pictures have in common is most of what a CNN says of each of them, nineteen parts of twenty as it begins: what reads the
-    vector would otherwise have to learn first to do without it. In training by the pictures of the batch, then by the running means of
-    these. They are parameters that no loss moves, so they are stored with the weights.
+    vector would otherwise have to learn first to do without it. Running means decide what a picture becomes, in training as
+    afterwards; the gradient is that of batch normalisation. By the batch alone a picture would look another in training: captions
+    of like length stand side by side, so what a batch has in common is not what all pictures have. The means are parameters that no
+    loss moves, so they are stored with the weights.
     """
 
     def __init__(self, channels: int) -> None:
@@ -109,6 +112,9 @@ class Standardization(nn.Module):
             return (x - self.mean) / (self.variance + SMALLEST).sqrt()
         variance, mean = torch.var_mean(x, (0, 1), correction=0)
         with torch.no_grad():
+            self.variance.lerp_(variance + (mean - self.mean).square(), MOMENTUM)
             self.mean.lerp_(mean, MOMENTUM)
-            self.variance.lerp_(variance, MOMENTUM)
-        return (x - mean) / (variance + SMALLEST).sqrt()
+            scale = (self.variance + SMALLEST).sqrt()
+            ratio = ((variance + SMALLEST).sqrt() / scale).clamp(1 / WIDEST_RATIO, WIDEST_RATIO)
+            shift = ((mean - self.mean) / scale).clamp(-FARTHEST_SHIFT, FARTHEST_SHIFT)
+        return (x - mean) / (variance + SMALLEST).sqrt() * ratio + shift

@@ -176,16 +176,15 @@ def test_ready_features_need_no_cnn() -> None:
 def test_what_pictures_have_in_common_is_taken_out() -> None:
     model, features = captioner(features=J), 100 + 3 * drawn(32, J)
     model.train()
-    source = model.encode(features)
-    assert isinstance(source, Told)
-    torch.testing.assert_close(source.vector.mean(0), torch.zeros(J, dtype=torch.float64), atol=1e-9, rtol=0)
-    torch.testing.assert_close(source.vector.var(0, correction=0), torch.ones(J, dtype=torch.float64), atol=1e-4, rtol=0)
     for _ in range(400):
-        model.encode(features)
+        source = model.encode(features)
+    assert isinstance(source, Told)
+    torch.testing.assert_close(source.vector.mean(0), torch.zeros(J, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(source.vector.var(0, correction=0), torch.ones(J, dtype=torch.float64), atol=1e-3, rtol=0)
     model.eval()
     seen = model.encode(features)
     assert isinstance(seen, Told)
-    torch.testing.assert_close(seen.vector, source.vector, atol=0.1, rtol=0)  # by the running means now
+    torch.testing.assert_close(seen.vector, source.vector, atol=1e-3, rtol=0)
 
 
 def test_memory_begins_long() -> None:
