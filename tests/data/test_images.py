@@ -132,8 +132,8 @@ def test_the_shorter_side_is_fitted_and_the_middle_kept(tmp_path: Path) -> None:
         picture.save(tmp_path / "a.png")
         square = load_image(tmp_path / "a.png", 10)  # whose edges are of pixels on both sides of them
         assert alike(square[:, 2:-2, 2:-2], np.reshape(GREEN, (3, 1, 1)), 0) and alike(square, np.reshape(GREEN, (3, 1, 1)), 20)
-    Image.new("RGB", (1, 1), BLUE).save(tmp_path / "dot.png")
-    Image.new("RGB", (2000, 1), BLUE).save(tmp_path / "line.png")
+    Image.new("RGB", (2, 2), BLUE).save(tmp_path / "dot.png")
+    Image.new("RGB", (2000, 2), BLUE).save(tmp_path / "line.png")
     for name in ("dot.png", "line.png"):
         assert alike(load_image(tmp_path / name, 7), np.reshape(BLUE, (3, 1, 1)), 0)
 
@@ -170,6 +170,8 @@ def test_what_is_not_a_picture_is_named(tmp_path: Path) -> None:
         ("no rows.png", png_header(5, 5), "breaks off, or is damaged (", damaged),
         ("huge.png", png_header(30_000, 30_000), f"900,000,000 {too_many}", ""),
         ("large.png", png_header(10_001, 10_000), f"100,010,000 {too_many}", ""),
+        ("dot.png", png_header(1, 1), "1 x 1 pixels; expected at least 2 a side, or there is nothing to see", ""),
+        ("line.png", png_header(2000, 1), "2000 x 1 pixels; expected at least 2 a side, or there is nothing to see", ""),
         ("page.tiff", b"II*\0\x08\0\0\0", no_picture, ""),
     ):
         path = tmp_path / name
@@ -276,7 +278,7 @@ def test_features_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     ):  # fmt: skip
         np.save(tmp_path / f"{name}.npy", array)
     for name, message in (
-        ("wide.npy", "14 features of a picture; expected 13, which is data.images.features, so set that to what the features have"),
+        ("wide.npy", "14 features of a picture; expected 13, which is data.images.features: make them so, or train with another"),
         ("ints.npy", "holds int64; expected features of a picture as (13,), in floats"),
         ("many.npy", "shape (2, 13); expected features of a picture as (13,)"),
         ("nan.npy", "feature 12: nan is no number of 32 bits; expected finite features, so make them again"),
@@ -318,7 +320,7 @@ def test_an_array_and_an_index_that_do_not_fit_are_named(tmp_path: Path) -> None
     ):
         (tmp_path / "f.json").write_text(text)
         assert refused(lambda: Shelf(path, settings(features=3))) == f"{tmp_path / 'f.json'}: {message}"
-    wide = "3 features of a picture; expected 4, which is data.images.features, so set that to what the features have"
+    wide = "3 features of a picture; expected 4, which is data.images.features: make them so, or train with another"
     assert refused(lambda: Shelf(path, settings(features=4))) == f"{path}: {wide}"
 
 
