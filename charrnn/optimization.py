@@ -151,12 +151,15 @@ class Schedule:
 
 
 class Average:
-    """An exponential average of the weights over the steps, held by a model of its own that can be evaluated and saved."""
+    """An exponential average of the weights over the steps, held by a model of its own that can be evaluated and saved.
+
+    Running means that a model keeps of what it has seen are averaged too, though no loss moves them: they belong to the weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
-        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.requires_grad]
+        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.is_floating_point()]
         self._averaged: list[Tensor] = [own for own, _ in pairs]
         self._followed: list[Tensor] = [other for _, other in pairs]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from charrnn.config import TrainConfig
+from charrnn.layers.vision import Standardization
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, clip, give
 
 
@@ -150,6 +151,21 @@ def test_average_follows_the_ramp() -> None:
     (averaged,) = average.model.parameters()
     torch.testing.assert_close(averaged.detach(), expected)
     assert not averaged.requires_grad
+
+
+def test_average_follows_running_means_that_no_loss_moves() -> None:
+    """Else what is evaluated and saved would see with the means that it began with."""
+    torch.manual_seed(0)
+    seen = Standardization(2)
+    model = nn.Sequential(nn.Linear(3, 2), seen)
+    average = Average(model, 0.9)
+    for step in range(1, 400):
+        model(torch.rand(1, 8, 3))
+        average.update(step)
+    own = average.model.get_submodule("1")
+    assert isinstance(own, Standardization)
+    torch.testing.assert_close(own.mean, seen.mean, rtol=0.1, atol=0.1 * float(seen.mean.abs().max()))
+    torch.testing.assert_close(own.variance, seen.variance, rtol=0.1, atol=0.0)
 
 
 def test_average_keeps_a_shared_matrix_shared() -> None:

@@ -19,7 +19,7 @@ from charrnn.config import DataConfig
 from charrnn.data.corpus import SPLITS, Corpus, encode_text, expect_split
 from charrnn.data.files import Source, find_files, sources
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError, Faults, counted
+from charrnn.errors import DataError, Faults, characters_listed, counted
 
 ORDER = ("train", "test", "val")  # of the splits in a corpus
 T = TypeVar("T")
@@ -111,6 +111,14 @@ def usable(examples: list[T], load: Callable[[list[T]], R], faults: list[DataErr
         if not rest:
             raise Faults(faults) from None
         return load(rest)
+
+
+def strange(place: str, text: str, vocabulary: Vocabulary, remedy: str) -> DataError | None:
+    """What there is to say of a text with characters that a model does not know; None of one without."""
+    strangers = [character for character in dict.fromkeys(text) if character not in vocabulary]
+    if not strangers:
+        return None
+    return DataError(f"{place}: the model does not know {characters_listed(strangers)}; expected characters that it has learned, {remedy}")
 
 
 def _shuffled(found: Sequence[T], config: DataConfig, seed: int, name: str, what: str) -> dict[str, list[T]]:

@@ -204,17 +204,19 @@ def load(path: Path, config: ImagesConfig) -> Pixels | Features:
     return load_features(path, config.features)
 
 
-def write_pictures(chunk: Placed, *, load: Callable[[Path], Pixels | Features], into: Path, size: int) -> Fault | None:
-    """Write pictures to their places in a file, of `size` bytes each. What is wrong with the first that cannot be used, none behind it."""
+def write_pictures(chunk: Placed, *, load: Callable[[Path], Pixels | Features], into: Path, size: int) -> list[Fault]:
+    """Write pictures to their places in a file, of `size` bytes each. What is wrong with those that cannot be used."""
+    faults: list[Fault] = []
     with open(into, "rb+") as out:
         for index, (path, place) in enumerate(chunk):
             try:
                 picture = load(path)
             except DataError as error:
-                return index, str(error)
+                faults.append((index, str(error)))
+                continue
             out.seek(place * size)
             out.write(picture.tobytes())
-    return None
+    return faults
 
 
 def plain(pictures: Tensor, config: ImagesConfig) -> Tensor:

@@ -14,12 +14,13 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -32,12 +33,12 @@ from charrnn.data.arrays import ARRAY
 from charrnn.data.cache import build_entry
 from charrnn.data.captions import Captioned, is_manifest, manifest, names
 from charrnn.data.corpus import PIECE, SPLITS, Corpus, Ids, Progress, Stamp, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, vocabulary_of
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, strange, usable, vocabulary_of
 from charrnn.data.files import find_files, sources
 from charrnn.data.images import Fault, Placed, Shelf, load, require_pillow, write_pictures
 from charrnn.data.labelled import own
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError, counted, did_you_mean, short
+from charrnn.errors import DataError, Faults, counted, did_you_mean, short
 
 FORMAT = 1  # of the cache; a change makes old entries strangers
 KEPT, HASHES = "pictures.bin", "hashes.json"
@@ -102,12 +103,26 @@ def load_pictures(config: DataConfig, seed: int, progress: Progress | None = Non
     """The splits of a configuration, drawn by picture, so that no two captions of one are in two of them.
 
     `data.val_path` and `data.test_path` are manifests, or lists of those pictures of `data.path` that are of that split, a name a line.
-    Without them the splits that Karpathy's JSON names are taken. The vocabulary is that of what is trained on. Raises DataError naming
-    file and line where a picture or a caption cannot be used.
+    Without them the splits that Karpathy's JSON names are taken. The vocabulary is that of what is trained on. Raises Faults naming
+    file and line of each picture and caption that cannot be used.
     """
+
+    def check(found: list[Captioned]) -> list[DataError]:
+        """Nothing is kept of those that can be used: the run will not begin."""
+        try:
+            shelf = _shelf(config.images)
+            _hashes(found, shelf, None, config.images)
+            with tempfile.TemporaryDirectory() as scratch:
+                _compute(found, list(range(len(found))), shelf, config.images, _shape(config.images), Path(scratch) / KEPT, progress)
+        except Faults as error:
+            return list(error.faults)
+        except DataError as error:
+            return [error]
+        return []
+
     lists = _Lists(config)
     drawn = config.model_copy(update={f"{split}_path": None for split in lists.splits})
-    parts = load_parts(drawn, seed, manifest, "picture", lists.split_of)
+    parts = load_parts(drawn, seed, manifest, "picture", lists.split_of, check)
     lists.expect_all(parts.found)
     notes = parts.notes
     named = Counter(split for captioned in parts.found if (split := lists.split_of(captioned)))
@@ -118,17 +133,29 @@ def load_pictures(config: DataConfig, seed: int, progress: Progress | None = Non
         notes = [*notes, f"data.path: the splits are those that {'lists name' if lists.splits else 'it names'}: {told}{left}"]
     texts = (caption for captioned in parts.splits["train"] for caption in captioned.captions)
     vocabulary = vocabulary_of(texts, config, parts.name, least=1)
-    return _pictures(parts.splits, vocabulary, config, notes, parts.files, progress)
+    return _pictures(parts.splits, vocabulary, config, notes, parts.files + lists.files, progress)
 
 
 def load_pictures_file(config: DataConfig, path: Path, vocabulary: Vocabulary, progress: Progress | None = None) -> Pictures:
-    """A manifest of the user's own, whole and in its order, as split `test` in a trained model's vocabulary. Without the filters."""
+    """A manifest of the user's own, in its order, as split `test` in a trained model's vocabulary. Without the filters.
+
+    What cannot be used is left out, and a fault of the corpus. So is a caption with characters that the model does not know, but that
+    is measured, all but these characters. Raises Faults where nothing can be used.
+    """
     notes: list[str] = []
+    faults: list[DataError] = []
     files = sources([path])
-    found = sound(manifest(own(config, files), files, notes))
+    found = sound(manifest(own(config, files), files, notes), faults)
     if not found:
-        raise DataError(f"{path}: holds no picture; expected some to measure on")
-    return _pictures({"train": [], "test": found, "val": []}, vocabulary, config, notes, 1, progress)
+        raise Faults(faults or [DataError(f"{path}: holds no picture; expected some to measure on")])
+
+    def load(some: list[Captioned]) -> Pictures:
+        return _pictures({"train": [], "test": some, "val": []}, vocabulary, config, notes, 1, progress)
+
+    pictures = usable(found, load, faults)
+    measured = "so mend the caption; it is measured, all but these"
+    faults += filter(None, (strange(one.place(), "".join(one.captions), vocabulary, measured) for one in pictures.captioned))
+    return replace(pictures, corpus=replace(pictures.corpus, faults=tuple(faults)))
 
 
 class _Lists:
@@ -136,6 +163,7 @@ class _Lists:
 
     def __init__(self, config: DataConfig) -> None:
         self.splits: list[str] = []
+        self.files = 0  # that were read
         self._named: dict[str, tuple[str, str]] = {}  # a name, with its split and its place
         for split in ("val", "test"):
             path = getattr(config, f"{split}_path")
@@ -143,6 +171,7 @@ class _Lists:
             if not files or any(source.suffix != LIST or is_manifest(source, config) for source in files):
                 continue
             self.splits.append(split)
+            self.files += len({source.path for source in files})
             for source in files:
                 for line, name in names(source, config):
                     place = f"{source.name}: line {line}"
@@ -184,7 +213,7 @@ def _pictures(
         require_pillow("task caption")
     hashes = _hashes(captioned, shelf, cache, images)
     rows = {content: row for row, content in enumerate(sorted(set(hashes)))}
-    shape = (3, images.side, images.side) if images.features is None else (images.features,)
+    shape = _shape(images)
     digest = hashlib.blake2b(json.dumps([FORMAT, shape, list(rows)]).encode(), digest_size=16).hexdigest()
     entry = cache / f"pictures-{digest}"
     opened = partial(_open, entry, len(rows), shape)
@@ -202,7 +231,7 @@ def _pictures(
     texts = {split: [caption for found in some for caption in found.captions] for split, some in splits.items()}
     beside = json.dumps([shape, hashes, [len(found.captions) for found in captioned]]).encode()
     notes = [*notes, *_shared(splits, hashes)]
-    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=beside)
+    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=beside, what="pictures or their captions")
     return Pictures(corpus, captioned, counts, np.array([rows[content] for content in hashes], dtype=np.int64), kept)
 
 
@@ -218,15 +247,25 @@ def _shared(splits: Mapping[str, Sequence[Captioned]], hashes: Sequence[str]) ->
             yield f"{counted(both, 'picture')} of {split} {are} in train too, by content, so what is measured there is too good"
 
 
+def _shape(config: ImagesConfig) -> tuple[int, ...]:
+    """Of one picture as it is kept."""
+    return (3, config.side, config.side) if config.features is None else (config.features,)
+
+
 def _shelf(config: ImagesConfig) -> Shelf | None:
     folder = None if config.features is None or config.folder is None else user_path(config.folder, "data.images.folder")
     return Shelf(folder, config) if folder is not None and folder.suffix.lower() == ARRAY else None
 
 
-def _hashes(captioned: Sequence[Captioned], shelf: Shelf | None, cache: Path, config: ImagesConfig) -> list[str]:
-    """What is in each picture's file. Found in the cache for files that were not written to since."""
+def _hashes(captioned: Sequence[Captioned], shelf: Shelf | None, cache: Path | None, config: ImagesConfig) -> list[str]:
+    """What is in each picture's file. Found in the cache, where there is one, for files that were not written to since.
+
+    Raises Faults with the places of those that cannot be read.
+    """
     if shelf is not None:
-        return [_digest(shelf.load(found.image).tobytes()) for found in captioned]
+        return _all_of(captioned, lambda found: _digest(shelf.load(found.image).tobytes()))
+    if cache is None:
+        return _all_of(captioned, _hash_file)
     paths = [found.image for found in captioned]
     stamps = [(str(path.resolve()), *stamp) for path, stamp in zip(paths, _stamps(captioned))]
     entry = cache / f"hashes-{_digest(json.dumps([FORMAT, config.features is None, stamps]).encode())}"
@@ -240,10 +279,23 @@ def _hashes(captioned: Sequence[Captioned], shelf: Shelf | None, cache: Path, co
 
     found = known()
     if found is None:
-        found = [_hash_file(each) for each in captioned]
+        found = _all_of(captioned, _hash_file)
         text = json.dumps(found)
         build_entry(entry, lambda made, _: _write(made / HASHES, text), lambda _: known() is not None)
     return found
+
+
+def _all_of(captioned: Sequence[Captioned], made: Callable[[Captioned], str]) -> list[str]:
+    """What is made of each. Raises Faults with the places of those of which nothing can be."""
+    results, faults = list[str](), dict[int, DataError]()
+    for at, found in enumerate(captioned):
+        try:
+            results.append(made(found))
+        except DataError as error:
+            faults[at] = DataError(f"{found.place()}: {error}")
+    if faults:
+        raise Faults(list(faults.values()), faults)
+    return results
 
 
 def _write(path: Path, text: str) -> None:
@@ -261,7 +313,7 @@ def _hash_file(found: Captioned) -> str:
             while piece := file.read(PIECE):
                 digest.update(piece)
     except OSError as error:
-        raise DataError(f"{found.place()}: {found.image}: cannot be read: {error.strerror or error}; expected a picture") from None
+        raise DataError(f"{found.image}: cannot be read: {error.strerror or error}; expected a picture") from None
     return digest.hexdigest()
 
 
@@ -293,7 +345,7 @@ def _compute(
     into: Path,
     progress: Progress | None,
 ) -> None:
-    """Write each picture to its place. Raises DataError for the first, in their order, that cannot be used.
+    """Write each picture to its place. Raises Faults, in their order, with the places in `captioned` of those that cannot be used.
 
     The processes write what they decode themselves, so that nothing but names goes from one to the other.
     """
@@ -310,22 +362,24 @@ def _compute(
     read = partial(load, config=config) if shelf is None else shelf.load
     write = partial(write_pictures, load=read, into=into, size=size)
     workers = 1 if config.features is not None else min(config.workers or _cores(), 1 + sum(sizes) // WORTH)  # features are but read
-    done = 0
-    with closing(_each(write, chunks, workers)) as faults:
-        for at, fault in enumerate(faults):
-            if fault is not None:
-                index, message = fault
-                raise DataError(f"{work[at * CHUNK + index][1].place()}: {message}")
+    done, faults = 0, dict[int, str]()  # what is wrong with the content of a place
+    with closing(_each(write, chunks, workers)) as results:
+        for at, found_wrong in enumerate(results):
+            faults |= {work[at * CHUNK + index][0]: message for index, message in found_wrong}
             done += sum(sizes[at * CHUNK : (at + 1) * CHUNK])
             if progress:
                 progress(done, sum(sizes))
+    if faults:
+        named = [(at, faults[place], first[place]) for at, place in enumerate(places) if place in faults]
+        wrong = {at: fault.replace(str(read_of.image), str(captioned[at].image), 1) for at, fault, read_of in named}
+        raise Faults([DataError(f"{captioned[at].place()}: {message}") for at, message in wrong.items()], wrong)
     if shelf is None:
         for found, before, after in zip(captioned, stamps, _stamps(captioned)):
             if before != after:
                 raise DataError(f"{found.image}: changed while it was read; start again when nothing writes to it")
 
 
-def _each(write: Callable[[Placed], Fault | None], chunks: list[Placed], workers: int) -> Generator[Fault | None, None, None]:
+def _each(write: Callable[[Placed], list[Fault]], chunks: list[Placed], workers: int) -> Generator[list[Fault], None, None]:
     """What comes of each chunk, in their order, by so many processes; one is this one."""
     workers = min(workers, len(chunks))
     if workers < 2:
@@ -338,7 +392,7 @@ def _each(write: Callable[[Placed], Fault | None], chunks: list[Placed], workers
     # Ctrl-C is for the process that waits for these, and ends them. What they begin with imports no torch.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(workers, context, signal.signal, ignored)
-    waiting: list[Future[Fault | None]] = []
+    waiting: list[Future[list[Fault]]] = []
     rest = iter(chunks)
     try:
         waiting += [pool.submit(write, chunk) for chunk in itertools.islice(rest, AHEAD * workers)]

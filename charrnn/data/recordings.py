@@ -22,12 +22,12 @@ from charrnn.config import AudioConfig, DataConfig, user_path
 from charrnn.data.audio import utterance
 from charrnn.data.cache import build_entry
 from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, usable, vocabulary_of
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, strange, usable, vocabulary_of
 from charrnn.data.files import sources
 from charrnn.data.labelled import own
 from charrnn.data.utterances import Utterance, manifest
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError, Faults, characters_listed
+from charrnn.errors import DataError, Faults
 
 FORMAT = 2  # of the cache; a change makes old entries strangers
 UNREAD = {"field", "top_db", "deltas", "normalization", "augment"}  # what does not decide the features that are kept
@@ -99,16 +99,9 @@ def load_recordings_file(config: DataConfig, path: Path, vocabulary: Vocabulary)
         return _recordings({"train": [], "test": some, "val": []}, vocabulary, config, notes, 1, None)
 
     recordings = usable(found, load, faults)
-    faults += filter(None, (_strange(one, vocabulary) for one in recordings.utterances))
+    measured = "so mend the transcript; it is measured, and each of them is an error"
+    faults += filter(None, (strange(one.place(), one.transcript, vocabulary, measured) for one in recordings.utterances))
     return replace(recordings, corpus=replace(recordings.corpus, faults=tuple(faults)))
-
-
-def _strange(found: Utterance, vocabulary: Vocabulary) -> DataError | None:
-    strangers = [character for character in dict.fromkeys(found.transcript) if character not in vocabulary]
-    if not strangers:
-        return None
-    fact = f"the model does not know {characters_listed(strangers)}; expected characters that it has learned"
-    return DataError(f"{found.place()}: {fact}, so mend the transcript; it is measured, and each of them is an error")
 
 
 def _recordings(

@@ -99,6 +99,13 @@ class Captioner(nn.Module):
         seen = dropout(self.norm(seen), self.drop, locked=True, training=self.training, generator=generator)
         return Told(seen.squeeze(0)) if self.speller is None else self.speller.encoded(seen)
 
+    def unseen(self, source: Told | Encoded) -> Told | Encoded:
+        """What stands for as many pictures where none is shown: 0, which is the mean over pictures of each number."""
+        if isinstance(source, Told):
+            return Told(torch.zeros_like(source.vector))
+        assert self.speller is not None
+        return self.speller.encoded(torch.zeros_like(source.outputs))
+
     def start(self, source: Told | Encoded) -> Telling | Spelling:
         """Where the decoder stands before the first character."""
         if isinstance(source, Told):

@@ -6,6 +6,7 @@ A attention_size, V vocabulary size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,12 @@ class Encoded(NamedTuple):
         """Some of the sequences, in another order, one several times: (n,)."""
         lengths, mask = None if self.lengths is None else self.lengths[rows], None if self.mask is None else self.mask[:, rows]
         return Encoded(self.outputs[:, rows], self.keys[:, rows], lengths, mask)
+
+    def beside(self, others: Sequence[Encoded]) -> Encoded:
+        """Its sequences, and theirs behind them, all of the same length."""
+        assert self.lengths is None and all(other.lengths is None for other in others)
+        outputs, keys = (torch.cat([own, *theirs], 1) for own, *theirs in zip(*((e.outputs, e.keys) for e in (self, *others))))
+        return Encoded(outputs, keys, None, None)
 
     def column(self, b: int, copies: int = 1) -> Encoded:
         """One sequence of the batch without its padding, so many times."""

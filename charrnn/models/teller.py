@@ -5,6 +5,7 @@ Axes: T time, B batch, E embedding_size, J size of the vector, H hidden_size, G 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,6 +45,10 @@ class Told(NamedTuple):
     def rows(self, rows: Tensor) -> Told:
         """Some of the columns, in another order, one several times: (n,)."""
         return Told(self.vector[rows])
+
+    def beside(self, others: Sequence[Told]) -> Told:
+        """Its columns, and theirs behind them."""
+        return Told(torch.cat([self.vector, *(other.vector for other in others)]))
 
 
 class Telling(NamedTuple):

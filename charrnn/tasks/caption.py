@@ -6,9 +6,10 @@ Axes: P pictures, B captions, L characters, V vocabulary size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,35 +17,43 @@ from torch import Tensor, nn
 
 from charrnn.config import Config, ImagesConfig
 from charrnn.data.batch import Batch
-from charrnn.data.corpus import Corpus, Progress
+from charrnn.data.corpus import Corpus, Ids, Progress
 from charrnn.data.images import augmented, plain
 from charrnn.data.padding import grouped_buckets, pad
 from charrnn.data.pictures import Pictures, load_pictures, load_pictures_file
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import decode
 from charrnn.device import seeded
-from charrnn.errors import DataError, counted, printable
-from charrnn.metrics import Tally
+from charrnn.errors import DataError, UserError, counted, printable
+from charrnn.metrics import Tally, bleu
 from charrnn.models.captioner import Captioner
 from charrnn.models.speller import Encoded
 from charrnn.models.teller import Told
 from charrnn.sampling import evaluating
 from charrnn.tables import aligned
-from charrnn.tasks.task import State, fresh
+from charrnn.tasks.looking import Looking, look
+from charrnn.tasks.task import Scores, State, fresh
 from charrnn.tasks.writing import asked_of, before, cross_entropy, cut, text_of
 
 PREVIEWED = 5  # pictures
 EXAMPLES = 10
+MEASURED = 5000  # pictures of a split: those of larger ones are drawn by the seed
+ENCODED = 64  # pictures that the CNN sees side by side, without gradients
 ALIKE = 0.9  # share of pictures that are told of alike, above which a model has not looked at them
 
 
 @dataclass(frozen=True)
-class Example:
-    """What was written of a picture, and one of the captions that it has."""
+class Written:
+    """What was written of a picture, and the captions that it has."""
 
     name: str
-    truth: str
+    captions: tuple[str, ...]
     answer: str
+    finished: bool  # came to an end by itself
+
+    @property
+    def right(self) -> bool:
+        return self.answer in self.captions
 
 
 @dataclass(frozen=True)
@@ -52,45 +61,38 @@ class CaptionScores:
     """What an evaluation counts: how sure the model was of the true captions, and what it wrote."""
 
     tally: Tally
-    pictures: int
-    right: int  # of which one of the true captions was written, to the character
-    unfinished: int  # of which what was written came to no end
-    written: Counter[str]
-    wrong: tuple[Example, ...]  # the first of them
+    written: tuple[Written, ...]
 
     @property
     def count(self) -> Tensor:
         return self.tally.count
 
     def __add__(self, other: CaptionScores) -> CaptionScores:
-        return CaptionScores(
-            self.tally + other.tally,
-            self.pictures + other.pictures,
-            self.right + other.right,
-            self.unfinished + other.unfinished,
-            self.written + other.written,
-            (self.wrong + other.wrong)[:EXAMPLES],
-        )
+        return CaptionScores(self.tally + other.tally, self.written + other.written)
 
-    def alike(self) -> float:
-        """The share of pictures of which the commonest caption was written."""
-        if not self.pictures:
-            raise ValueError("no pictures were counted, so there is no share of them")
-        return max(self.written.values()) / self.pictures
+    def right(self) -> int:
+        """Pictures of which one of the true captions was written, to the character."""
+        return sum(written.right for written in self.written)
+
+    def commonest(self) -> tuple[str, int]:
+        """The caption that was written most often, and of how many pictures. Raises ValueError where none was."""
+        if not self.written:
+            raise ValueError("no pictures were counted, so nothing was written of them")
+        return Counter(written.answer for written in self.written).most_common(1)[0]
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
-        shares = {"caption_accuracy": self.right / max(1, self.pictures), "same_caption": self.alike()}
-        return self.tally.as_metrics(prefix) | {f"{prefix}{name}": share for name, share in shares.items()}
+        counts = {"caption_accuracy": self.right(), "same_caption": self.commonest()[1]}
+        return self.tally.as_metrics(prefix) | {f"{prefix}{name}": count / len(self.written) for name, count in counts.items()}
 
     def describe(self) -> str:
-        lines = [f"{self.right:,} of {counted(self.pictures, 'picture')} have what was written among their captions"]
-        if self.unfinished:
-            lines.append(f"{self.unfinished:,} were cut off at decoding.max_length")
-        if self.alike() > ALIKE and self.pictures > 1:
-            (commonest, count), *_ = self.written.most_common(1)
-            lines.append(f"{count:,} of them are told of alike, {cut(commonest)}: the model has not learned to look")
-        if self.wrong:
-            rows = [[cut(text) for text in (example.answer, example.truth, example.name)] for example in self.wrong]
+        pictures, (commonest, alike) = len(self.written), self.commonest()
+        lines = [f"{self.right():,} of {counted(pictures, 'picture')} have what was written among their captions"]
+        if unfinished := sum(not written.finished for written in self.written):
+            lines.append(f"{unfinished:,} were cut off at decoding.max_length")
+        if alike / pictures > ALIKE and pictures > 1:
+            lines.append(f"{alike:,} of them are told of alike, {cut(commonest)}: the model has not learned to look")
+        if wrong := [written for written in self.written if not written.right][:EXAMPLES]:
+            rows = [[cut(text) for text in (written.answer, written.captions[0], written.name)] for written in wrong]
             lines += ["some of the others:", *aligned([["written", "a caption of it", "picture"], *rows], left=(0, 1, 2))]
         return "\n".join(lines)
 
@@ -184,10 +186,39 @@ class Captioning:
         for picture, targets in zip(batch.pictures.tolist(), batch.targets.t().tolist()):
             truths[picture].append(text_of(targets, self.vocabulary))
         found = decode(model, source, self.vocabulary, self.config.decoding)
-        answers = [text_of(hypothesis.ids, self.vocabulary) for hypothesis in found]
-        wrong = [Example(name, truth[0], answer) for name, truth, answer in zip(names, truths, answers) if answer not in truth]
-        unfinished = sum(not hypothesis.finished for hypothesis in found)
-        return CaptionScores(tally, len(names), len(names) - len(wrong), unfinished, Counter(answers), tuple(wrong[:EXAMPLES])), ()
+        written = tuple(
+            Written(name, tuple(truth), text_of(hypothesis.ids, self.vocabulary), hypothesis.finished)
+            for name, truth, hypothesis in zip(names, truths, found)
+        )
+        return CaptionScores(tally, written), ()
+
+    @torch.inference_mode()
+    def examine(self, model: nn.Module, split: str, scores: Scores, progress: Callable[[int], None] | None = None) -> Looking:
+        """Whether it looks at the pictures of a split, of at most MEASURED of them, drawn by the seed; and how far what it has written of
+        all of them, in `scores`, is from their captions."""
+        assert isinstance(model, Captioner) and isinstance(scores, CaptionScores)
+        places = np.asarray(self.pictures.split(split))
+        drawn = np.random.default_rng(self.config.seed).permutation(len(places))[:MEASURED]
+        chosen = places[np.sort(drawn)]
+        captions = [[self.pictures.caption(i) for i in self.pictures.captions_of(place)] for place in chosen.tolist()]
+        with evaluating(model):
+            first, *others = (self._seen(model, chosen[at : at + ENCODED]) for at in range(0, len(chosen), ENCODED))
+            source = first.beside(others)
+            nats, shuffled, none, recall = look(
+                model, source, captions, self.pictures.rows[chosen], self.vocabulary, self.config.seed, progress
+            )
+        notes, found = list[str](), None
+        try:
+            found = bleu([one.answer for one in scores.written], [one.captions for one in scores.written])
+        except UserError as error:
+            notes.append(str(error))
+        count = sum(map(len, captions))
+        return Looking(len(chosen), count, len(places) - len(chosen), nats, shuffled, none, recall, found, tuple(notes))
+
+    def _seen(self, model: Captioner, places: Ids) -> Any:
+        """Pictures as the decoder is told of them; of one model all are of one kind."""
+        seen = finish(self.pictures.pictures(places), self.config.data.images, None)
+        return model.encode(seen.to(next(model.parameters()).device))
 
     @torch.inference_mode()
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:

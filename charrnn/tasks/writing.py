@@ -38,6 +38,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     )
 
 
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """What each of (L, B) costs by logits (L, B, V), in nats; 0 where nothing is asked."""
+    costs = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return costs.view_as(targets)
+
+
 def text_of(ids: Sequence[int], vocabulary: Vocabulary) -> str:
     """U+FFFD for what is unknown, which is no character that is ever written."""
     return "".join("\ufffd" if i == vocabulary.unknown else vocabulary.decode([i]) for i in ids if i != IGNORED)

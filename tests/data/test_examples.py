@@ -57,8 +57,12 @@ def test_all_that_cannot_be_used_is_raised_at_once(path: Path) -> None:
     own = path.parent / "own.txt"
     path.write_text("a b! c! de")
     own.write_text("x! y")
+
+    def check(some: list[str]) -> list[DataError]:
+        return [DataError(f"long: {w}") for w in some if len(w) > 1]
+
     with pytest.raises(Faults) as caught:
-        load_parts(settings(path, val_path=str(own)), 1, words, "word", check=lambda some: [DataError(f"long: {w}") for w in some if len(w) > 1])
+        load_parts(settings(path, val_path=str(own)), 1, words, "word", check=check)
     assert caught.value.lines == [f"{path}: b!", f"{path}: c!", f"{own}: x!", "long: de"]
     assert str(caught.value) == f"{path}: b! (and 3 more)"
     with pytest.raises(Faults, match=r"^one \(and 1 more\)$"):

@@ -20,7 +20,7 @@ from charrnn.config import DataConfig
 from charrnn.data import pictures as module
 from charrnn.data.images import load_image
 from charrnn.data.pictures import Pictures, load_pictures, load_pictures_file
-from charrnn.errors import DataError
+from charrnn.errors import DataError, Faults
 
 COUNT = 12
 
@@ -179,6 +179,45 @@ def test_a_picture_that_cannot_be_used_is_named_with_its_line(folder: Path) -> N
     assert refused(config(folder)).startswith(f"{folder / 'm.tsv'}: record {line - 1} (line {line}): '3.png': no such file; ")
 
 
+def test_all_that_cannot_be_used_is_named_before_a_training_begins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH", 1)  # each a process
+    (folder / "3.png").write_bytes(b"no picture")
+    whole = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(whole[: len(whole) - 25])
+    for workers in (1, 2):
+        with pytest.raises(Faults) as caught:
+            load_pictures(config(folder, images={"workers": workers}), 1)
+        assert sorted(Path(line.split(": ")[2]).name for line in caught.value.lines) == ["3.png", "5.png"]
+    with (folder / "m.tsv").open("a") as file:
+        file.write("absent.png\tgrey\n0.png\t\n")
+    with pytest.raises(Faults) as caught:
+        load_pictures(config(folder), 1)
+    said = "\n".join(caught.value.lines)
+    assert len(caught.value.lines) == 4
+    for expected in ("'absent.png': no such file", "3.png: not a picture that can be read", "5.png: breaks off", "record 25 (line 26)"):
+        assert expected in said
+
+
+def test_of_a_file_of_ones_own_the_rest_is_read(folder: Path) -> None:
+    model = load_pictures(config(folder), 1)
+    (folder / "3.png").write_bytes(b"no picture")
+    shutil.copy(folder / "3.png", folder / "copied.png")
+    rows = ["image\tcaption", "5.png\tgrey 5", "3.png\tgrey 3", "absent.png\tgrey", "2.png\tgrey é", "copied.png\tgrey"]
+    (folder / "own.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    found = load_pictures_file(config(folder), folder / "own.tsv", model.corpus.vocabulary)
+    assert greys(found, found.split("test")) == [5, 2] and found.corpus.unknown == 1
+    absent, three, copied, strange = map(str, found.corpus.faults)
+    assert "'absent.png': no such file; expected a picture" in absent and f"line 3: {folder / '3.png'}: not a picture" in three
+    assert f"line 6: {folder / 'copied.png'}: not a picture" in copied
+    assert strange.endswith(
+        "line 5: the model does not know 'é' (U+00E9); expected characters that it has learned, so mend the caption; "
+        "it is measured, all but these"
+    )
+    (folder / "own.tsv").write_text("image\tcaption\n3.png\tgrey 3\n", encoding="utf-8")
+    with pytest.raises(Faults, match=r"3\.png: not a picture that can be read"):
+        load_pictures_file(config(folder), folder / "own.tsv", model.corpus.vocabulary)
+
+
 def test_a_picture_that_is_written_to_meanwhile_is_refused(folder: Path) -> None:
     def progress(done: int, total: int) -> None:
         Image.new("RGB", (9, 9)).save(folder / "4.png")
@@ -195,6 +234,7 @@ def test_lists_name_the_pictures_of_a_split(folder: Path) -> None:
     assert greys(found, found.split("val")) == [3, 7] and greys(found, found.split("test")) == [0]
     assert found.counts["train"] == 9
     assert "data.path: the splits are those that lists name: 2 val, 1 test" in found.corpus.notes
+    assert found.corpus.files == 3  # lists are read too: no file is left out
     (folder / "val.txt").write_text("3.png\n7.jpg\n")
     remedy = "expected names of pictures, one a line, or a manifest with captions; did you mean '7.png'?"
     assert refused(config(folder, **lists)) == f"{folder / 'val.txt'}: line 2: data.path has no picture '7.jpg'; {remedy}"
@@ -253,7 +293,7 @@ def test_ready_features_are_beside_their_captions(folder: Path, ready: str) -> N
     for i in range(COUNT):
         assert said(found, found.captions_of(i)[0]).startswith(f"grey {int(batch[i, 0])}, ") and float(batch[i, -1]) % 1 == 0.5
     message = refused(config(folder, images={"folder": ready, "features": 6}))
-    assert message.endswith("5 features of a picture; expected 6, which is data.images.features, so set that to what the features have")
+    assert "5 features of a picture; expected 6, which is data.images.features, so set that to what the features have" in message
 
 
 def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
