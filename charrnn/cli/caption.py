@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PICTURES = Wanted("picture", frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp"}), ".jpg, .png or .webp")
 FEATURES = Wanted("feature file", frozenset({".npy", ".safetensors"}), ".npy or .safetensors")
 EITHER = Wanted("picture", PICTURES.endings | FEATURES.endings, PICTURES.such_as)
+MOST = 1000  # captions of a picture, as many as the widest beam has
 
 
 def caption(
@@ -109,8 +110,8 @@ def _refuse(beam: int | None, num: int, temperature: float | None, drawing: dict
     """Options that cannot mean anything, or that contradict each other."""
     if beam is not None and beam < 1:
         raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
-    if num < 1:
-        raise UserError(f"--num {num}: expected at least 1 caption of each picture")
+    if not 1 <= num <= MOST:
+        raise UserError(f"--num {num}: expected 1 to {MOST:,} captions of each picture")
     seed = drawing["--seed"]
     if seed is not None and not 0 <= seed < 1 << 63:
         raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
