@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from charrnn.config import ImagesConfig
-from charrnn.data.images import Shelf, augmented, load, load_features, load_image, plain, require_pillow
+from charrnn.data.images import Shelf, augmented, load, load_features, load_image, plain, require_pillow, thumbnail
 from charrnn.errors import DataError, UserError
 
 RED, GREEN, BLUE, WHITE = (230, 20, 30), (20, 200, 40), (10, 30, 220), (255, 255, 255)
@@ -207,6 +207,22 @@ def test_pixels_of_just_the_limit_are_decoded_without_a_word(tmp_path: Path, mon
     quarters().save(tmp_path / "a.png")
     monkeypatch.setattr("charrnn.data.images.MOST_PIXELS", 1600)
     assert load_image(tmp_path / "a.png", 8).shape == (3, 8, 8)  # a warning would be an error here
+
+
+def test_a_thumbnail_is_the_whole_picture_upright_and_small_and_tells_nothing_else(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera of mine"
+    picture = Image.new("RGBA", (300, 100), (*BLUE, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 100, 100))  # its left third is clear, and what is left becomes the top
+    picture.save(tmp_path / "a.png", exif=exif)
+    small = Image.open(io.BytesIO(thumbnail(tmp_path / "a.png", 60)))
+    assert small.format == "JPEG" and small.size == (20, 60) and not small.getexif()
+    pixels = np.asarray(small).transpose(2, 0, 1)
+    assert alike(pixels[:, :16], np.reshape(WHITE, (3, 1, 1)), 25) and alike(pixels[:, 24:], np.reshape(BLUE, (3, 1, 1)), 25)
+    picture.crop((100, 0, 130, 20)).save(tmp_path / "b.png")
+    assert Image.open(io.BytesIO(thumbnail(tmp_path / "b.png", 60))).size == (30, 20)  # none is made larger
+    (tmp_path / "c.png").write_bytes(png_header(30_000, 30_000))
+    assert refused(lambda: thumbnail(tmp_path / "c.png", 60)).startswith(f"{tmp_path / 'c.png'}: 900,000,000 pixels, by its header")
 
 
 def test_for_evaluation_the_middle_is_seen() -> None:
