@@ -230,13 +230,22 @@ def _traced(steps: Sequence[_Step], row: int, score: float, end: float | None, w
 
 @torch.inference_mode()
 def beam_search(
-    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
+    model: Writer[SourceT, PlaceT],
+    encoded: SourceT,
+    vocabulary: Vocabulary,
+    config: DecodingConfig,
+    fusion: Fusion | None = None,
+    *,
+    count: int = 1,
 ) -> list[Hypothesis]:
-    """The likeliest texts of one sequence, the best first: at least one, and no more than `beam_width`.
+    """The likeliest texts of one sequence, no two the same, the best first: at least one, and no more than `beam_width`.
 
-    A text has come to its end where that is among the `beam_width` likeliest ways to go on; so a beam of 1 is greedy.
+    A text has come to its end where that is among the `beam_width` likeliest ways to go on; so a beam of 1 is greedy. The search ends
+    where nothing can overtake the best `count` any more. Where fewer have come to an end, the likeliest others stand behind them, marked
+    as unfinished.
 
     encoded   of one column, without padding
+    count     up to `beam_width`
     score     (1 - λ) log P_decoder + λ log P_encoder + β log P_language, over ((5 + n) / 6)^α for n characters and the end, λ being
               ctc_weight, β the fusion's weight and α length_normalization (Wu et al. 2016, equation 14)
 
@@ -256,7 +265,7 @@ def beam_search(
     read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
     none = torch.zeros(1, dtype=torch.float64)
     beam = _Beam(none, none, model.start(encoded))
-    score, last = 0.0, torch.tensor([end])  # of the likeliest, before it is normalised, and what each has written last
+    reached, last = none, torch.tensor([end])  # of each, its score before it is normalised, and what it has written last
     written: list[_Step] = []
     ended: list[_Ended] = []
     limit = longest(steps, config)
@@ -284,19 +293,24 @@ def beam_search(
         if length == limit or not len(ids):
             break
         # A score only falls as a text grows; what is left of it at the longest is the most that any of these can still reach.
-        if ended and ended[0].score >= _normalised(float(totals[0]), limit, config):
+        if len(ended) >= count and ended[count - 1].score >= _normalised(float(totals[0]), limit, config):
             break
         written.append(_Step(rows.tolist(), ids.tolist(), (-odds[rows, ids]).tolist(), spelling.alignment.float().cpu()))
         beam = _Beam(decoder[rows, ids], spoken[rows, ids], spelling.rows(rows.to(device)))
-        score, last = float(totals[0]), ids
+        reached, last = totals, ids
         if scorer and prefixes:
             prefixes = scorer.extend(prefixes, rows, ids)
         if fusion:
             read = None if read is None else tuple(tuple(part[rows.to(part.device)] for part in layer) for layer in read)
             read, expected = fusion.go_on(ids, read)
-    if ended:
-        return [_traced(written[: text.steps], text.row, text.score, text.nats, steps) for text in ended]
-    return [_traced(written, 0, _normalised(score, len(written), config), None, steps)]
+    found = [_traced(written[: text.steps], text.row, text.score, text.nats, steps) for text in ended]
+    known = {tuple(text.ids) for text in found}  # whose end was not their only way to go on
+    for row, total in enumerate(reached.tolist()):
+        if len(found) >= count:
+            break
+        text = _traced(written, row, _normalised(total, len(written), config), None, steps)
+        found += [text] if tuple(text.ids) not in known else []
+    return found
 
 
 def decode(

@@ -213,6 +213,33 @@ def test_all_that_can_be_said_is_found_where_nothing_ends_the_search() -> None:
     assert len(found) >= 27
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("length_normalization", [0.0, 2.0])
+def test_the_best_few_of_a_beam_are_the_best_of_all_texts(length_normalization: float, count: int) -> None:
+    """The search goes on until none can overtake any of them."""
+    for seed in range(3):
+        model = transcriber(seed)
+        config = settings(beam_width=1000, length_normalization=length_normalization, max_length=3)
+        encoded = heard(model).column(seed)
+        found = beam_search(model, encoded, VOCABULARY, config, count=count)[:count]
+        assert [tuple(one.ids) for one in found] == [text for text, _ in ranked(model, encoded, config, None)[:count]]
+        assert all(one.finished for one in found)
+
+
+def test_where_fewer_have_come_to_an_end_the_likeliest_others_stand_behind_them() -> None:
+    """An a may end; what begins otherwise never does."""
+    model = scripted({END: A, A: END, B: C, C: B})
+    with torch.no_grad():
+        model.speller.head.bias[END] = -30.0
+    config = settings(beam_width=4, max_length=3, length_normalization=0.0)
+    found = beam_search(model, heard(model, (6,)).column(0), VOCABULARY, config, count=4)
+    ended = [one for one in found if one.finished]
+    assert len(found) == len({tuple(one.ids) for one in found}) == 4 and 0 < len(ended) < 4
+    assert found[: len(ended)] == ended and all(len(one.ids) == len(one.nats) == 3 for one in found[len(ended) :])
+    for some in (ended, found[len(ended) :]):
+        assert [one.score for one in some] == sorted((one.score for one in some), reverse=True)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_text_longer_than_the_steps_is_none_to_the_encoder(language: str) -> None:
     """One step has room for one character, whatever the decoder would rather write."""

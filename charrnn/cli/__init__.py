@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import classify, data, evaluating, fill, info, sample, tag, train, transcribe
+from charrnn.cli import caption, classify, data, evaluating, fill, info, sample, tag, train, transcribe
 from charrnn.cli.output import tell
 from charrnn.errors import UserError
 
@@ -27,10 +27,11 @@ LESS_MEMORY = {
     "fill": "lower --top, or set --device cpu",
     "classify": "set --device cpu, or end other programs",
     "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
+    "caption": "lower --beam or --num, or set --device cpu",
 }
 
 app = typer.Typer(
-    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag and transcribe.",
+    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag, transcribe and caption.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -52,6 +53,7 @@ app.command()(fill.fill)
 app.command()(classify.classify)
 app.command()(tag.tag)
 app.command()(transcribe.transcribe)
+app.command()(caption.caption)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from charrnn.cli.output import progress_bar, tell, warn
-from charrnn.errors import DataError, Faults, UserError, printable
+from charrnn.errors import DataError, Faults, UserError, counted, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +49,52 @@ def load(model: str | None, device: str, task: str | None = None, command: str |
         needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"
         raise UserError(f"{loaded.path}: a model of task {own}; {needs}; use charrnn {OWN_TEXT.get(own, own)}")
     return loaded, build_model(loaded)
+
+
+class Wanted(NamedTuple):
+    """The files that a command reads, behind a model or alone."""
+
+    what: str  # one of them is
+    endings: frozenset[str]  # a folder's files with other names are left out; whatever is named itself is tried
+    such_as: str
+
+
+def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]]:
+    """The model that stands first, if one does, and the files.
+
+    Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
+    place of a model whose name was mistyped would be to answer with another one.
+    """
+    from charrnn.checkpoint import is_model
+    from charrnn.config import user_path
+
+    first = names[0]
+    if is_model(first):
+        return first, names[1:]
+    path = user_path(first, f"the {wanted.what}")
+    if not path.exists() and path.suffix.lower() not in wanted.endings:
+        expected = f"expected a run directory, a model file or {wanted.what}s"
+        raise UserError(f"{printable(first)}: neither a model nor a {wanted.what}; {expected}")
+    return None, names
+
+
+def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> Iterator[Path]:
+    """The files that a person named. A folder without any becomes a fault, and a folder's files of other kinds are told of."""
+    from charrnn.config import user_path
+    from charrnn.data.files import files_in
+
+    for name in names:
+        path = user_path(name, f"the {wanted.what}")
+        if not path.is_dir():
+            yield path
+            continue
+        inside = files_in(path)
+        found = [file for file in inside if file.suffix.lower() in wanted.endings]
+        if not found:
+            faults.append(DataError(f"{printable(name)}: the folder holds no {wanted.what}s; expected some such as {wanted.such_as}"))
+        elif len(found) < len(inside):
+            warn(f"{printable(name)}: {counted(len(inside) - len(found), 'file')} left out, by their names no {wanted.what}s")
+        yield from found
 
 
 def config_of(loaded: Loaded, set_: list[str] | None) -> Config:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, config_of, load
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
 from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from charrnn.decoding import Fusion
     from charrnn.transcribing import Transcript
 
-# Files of a folder with other names are left out; whatever is named itself is tried.
-SOUND = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".npy"}
+SOUND = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".npy"})
+RECORDINGS = Wanted("recording", SOUND, ".wav, .flac, .ogg or .npy")
 LM_WEIGHT = 0.3
 
 
@@ -47,7 +47,7 @@ def transcribe(
     A line for each: how sure the model is of its characters, the file and the text; "…" behind a text that came to no end. A file that
     cannot be used is named on standard error; the others are transcribed, and the exit code is 2.
     """
-    model, named = _model_of(files)
+    model, named = model_first(files, RECORDINGS)
     if not named:
         raise UserError(f"{printable(files[0])}: a model, and nothing to transcribe; expected recordings or folders of them behind it")
     if beam is not None and beam < 1:
@@ -76,7 +76,7 @@ def transcribe(
     config = config_of(loaded, overrides)
     fusion = None if lm is None else _fusion(lm, device, loaded.vocabulary, LM_WEIGHT if lm_weight is None else lm_weight)
     faults: list[DataError] = []
-    recordings = list(_recordings(named, faults))
+    recordings = list(files_named(named, RECORDINGS, faults))
     if alignment is not None and len(recordings) != 1:
         raise UserError(f"--alignment: {counted(len(recordings), 'recording')}; expected one, of which a picture can be drawn")
     for fault in faults:
@@ -99,25 +99,6 @@ def transcribe(
     end_with(len(faults), f"{len(faults):,} of {len(faults) + count:,} could not be used")
 
 
-def _model_of(files: list[str]) -> tuple[str | None, list[str]]:
-    """The model that stands first, if one does, and what is to be transcribed.
-
-    Raises UserError where what stands first is not there, unless it is called like a recording: to go on with the newest run in the
-    place of a model whose name was mistyped would be to answer with another one.
-    """
-    from charrnn.checkpoint import is_model
-    from charrnn.config import user_path
-
-    first = files[0]
-    if is_model(first):
-        return first, files[1:]
-    path = user_path(first, "the recording")
-    if not path.exists() and path.suffix.lower() not in SOUND:
-        expected = "expected a run directory, a model file or recordings"
-        raise UserError(f"{printable(first)}: neither a model nor a recording; {expected}")
-    return None, files
-
-
 def _fusion(name: str, device: str, vocabulary: Vocabulary, weight: float) -> Fusion:
     from charrnn.decoding import Fusion
     from charrnn.models.char_rnn import CharRNN
@@ -128,25 +109,6 @@ def _fusion(name: str, device: str, vocabulary: Vocabulary, weight: float) -> Fu
         shown = " ".join(map(repr, strangers[:8])) + (" …" if len(strangers) > 8 else "")
         warn(f"{loaded.path}: does not know {shown}, which the transcripts have; it takes them for unknown")
     return Fusion(network, loaded.vocabulary, vocabulary, weight)
-
-
-def _recordings(named: list[str], faults: list[DataError]) -> Iterator[Path]:
-    """The recordings that a person named. What is not there becomes a fault, and a folder's files of other kinds are told of."""
-    from charrnn.config import user_path
-    from charrnn.data.files import files_in
-
-    for name in named:
-        path = user_path(name, "the recording")
-        if not path.is_dir():
-            yield path
-            continue
-        inside = files_in(path)
-        sound = [file for file in inside if file.suffix.lower() in SOUND]
-        if not sound:
-            faults.append(DataError(f"{printable(name)}: the folder holds no recordings; expected some such as .wav, .flac, .ogg or .npy"))
-        elif len(sound) < len(inside):
-            warn(f"{printable(name)}: {counted(len(inside) - len(sound), 'file')} left out, by their names no recordings")
-        yield from sound
 
 
 def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:

@@ -8,6 +8,7 @@ Axes: B pictures, S pixels of a side as kept, H pixels of a side as a model sees
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -15,7 +16,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 PICTURE = "a picture"  # what a path leads to …
 FEATURES = "features of a picture"  # … or this
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # that Pillow is let try
+LEAST_SIDE = 2  # pixels
 MOST_PIXELS = 100_000_000  # of a file: more would take half a gigabyte to decode
 TENSORS = ".safetensors"
+QUALITY = 82  # of a JPEG that is written, of 100
 READY = (ARRAY, TENSORS)  # end the names of files of ready features
 INDEXES = (".json", ".tsv", ".txt")  # of an array of features, beside it and of the same name
 ORIENTATION = 0x0112  # the EXIF tag
@@ -45,6 +48,7 @@ Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 Placed = list[tuple[Path, int]]  # pictures with their places in a file
 Fault = tuple[int, str]  # the index of a picture, and what is wrong with it
+T = TypeVar("T")
 
 
 def require_pillow(what: str) -> None:
@@ -60,8 +64,37 @@ def load_image(path: Path, size: int) -> Pixels:
 
     JPEG, PNG, WebP, GIF or BMP, turned as its EXIF orientation says; of several frames the first. Greyscale of 8 or 16 bits, palettes
     and CMYK become RGB, and what is transparent shows white. Raises DataError naming the file where it cannot be used, for too many
-    pixels before they are decoded.
+    pixels before they are decoded, and for a single row or column of them.
     """
+    return _read(path, lambda picture: _square(picture, size))
+
+
+def thumbnail(path: Path, most: int) -> bytes:
+    """The whole of a picture, read as by `load_image`, as a JPEG of at most so many pixels a side, without what else its file tells.
+
+    Raises DataError as `load_image` does.
+    """
+    return _read(path, lambda picture: _small(picture, most))
+
+
+def as_jpeg(pixels: Pixels) -> bytes:
+    """(3, Y, X), red, green and blue in 0..255, as a file."""
+    from PIL import Image
+
+    return _jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+
+
+def as_png(pixels: Pixels) -> bytes:
+    """(4, Y, X), red, green, blue and opacity in 0..255, as a file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def _read(path: Path, made: Callable[[Any], T]) -> T:
+    """What is made of an opened `PIL.Image.Image`, which decodes its pixels. Raises DataError as `load_image` does."""
     require_pillow(str(path))
     from PIL import Image, UnidentifiedImageError
 
@@ -84,8 +117,10 @@ def load_image(path: Path, size: int) -> Pixels:
                 raise DataError(f"{path}: {width} x {height} pixels, by its header; {expected}")
             if width * height > MOST_PIXELS:
                 raise _too_many(path, width * height)
+            if min(width, height) < LEAST_SIDE:
+                raise DataError(f"{path}: {width} x {height} pixels; expected at least {LEAST_SIDE} a side, or there is nothing to see")
             try:
-                return _square(picture, size)
+                return made(picture)
             except DAMAGED as error:
                 remedy = "expected a whole picture, so fetch it again"
                 raise DataError(f"{path}: breaks off, or is damaged ({_said(error)}); {remedy}") from None
@@ -101,6 +136,14 @@ def load_features(path: Path, width: int) -> Features:
     if path.suffix.lower() == TENSORS:
         return _checked(_tensor(path), str(path), width)
     return _checked(mapped(path, FEATURES, f"expected {FEATURES} as ({width:,},), in floats"), str(path), width)
+
+
+def is_shelf(path: Path) -> bool:
+    """Whether a file holds features of several pictures, a row each. Raises DataError naming the file."""
+    if path.suffix.lower() != ARRAY:
+        return False
+    found = mapped(path, FEATURES, f"expected {FEATURES}, in floats")
+    return found.ndim == 2 and len(found) != 1
 
 
 class Shelf:
@@ -133,6 +176,10 @@ class Shelf:
             twice = next(name for row, name in enumerate(names) if self._rows[name] != row)
             raise DataError(f"{index}: {short(twice)} stands there twice; expected each picture once")
 
+    def paths(self) -> list[Path]:
+        """Of all its pictures, in its order."""
+        return [self.path / name for name in self._rows]
+
     def locate(self, name: str) -> Path:
         """Raises DataError, without a place, where the index has no such name."""
         if name not in self._rows:
@@ -148,6 +195,8 @@ class Shelf:
 def load(path: Path, config: ImagesConfig) -> Pixels | Features:
     """A picture as it is kept: (3, S, S), or (F,) where ready features are read. Raises DataError naming the file."""
     if config.features is None:
+        if is_ready(path):
+            raise DataError(f"{path}: named as features; expected a picture, as JPEG, PNG or WebP, for data.images.features is not set")
         return load_image(path, config.side)
     if not is_ready(path):
         remedy = f"expected {' or '.join(READY)}, for data.images.features is {config.features}"
@@ -212,16 +261,43 @@ def _square(picture: Any, size: int) -> Pixels:
     """(3, size, size) of an opened `PIL.Image.Image`, whose pixels are decoded now."""
     from PIL import Image
 
-    picture.draft(None, (2 * size, 2 * size))  # JPEG alone can be decoded smaller, by whole factors: the resizing has the last halving
-    picture.load()
-    orientation = _orientation(picture)
+    orientation = _decode(picture, size)
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     square = _in_color(picture).resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    if square.mode == "RGBA":  # its colours were weighted by their opacity
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
-    # A square is turned as the picture would have been: its middle stays the middle.
+    square = _upright(square, orientation)  # as the picture would have been: its middle stays the middle
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, size, size)
+
+
+def _small(picture: Any, most: int) -> bytes:
+    from PIL import Image
+
+    orientation = _decode(picture, most)
+    whole = _in_color(picture)
+    whole.thumbnail((most, most), Image.Resampling.BICUBIC)
+    return _jpeg(_upright(whole, orientation))
+
+
+def _jpeg(picture: Any) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=QUALITY, optimize=True)
+    return content.getvalue()
+
+
+def _decode(picture: Any, size: int) -> Any:
+    """Have an opened picture's pixels read, of a smaller one of `size` and more where that is cheaper; its orientation."""
+    picture.draft(None, (2 * size, 2 * size))  # JPEG alone can be decoded smaller, by whole factors: the resizing has the last halving
+    picture.load()
+    return _orientation(picture)
+
+
+def _upright(picture: Any, orientation: Any) -> Any:
+    """RGB or RGBA, resized, as it is to be seen: on white, and turned."""
+    from PIL import Image
+
+    if picture.mode == "RGBA":  # its colours were weighted by their opacity
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     turned = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -231,9 +307,7 @@ def _square(picture: Any, size: int) -> Pixels:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(orientation)
-    if turned is not None:
-        square = square.transpose(turned)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, size, size)
+    return picture if turned is None else picture.transpose(turned)
 
 
 def _orientation(picture: Any) -> Any:
@@ -299,7 +373,7 @@ def _checked(found: npt.NDArray[Any], place: str, width: int) -> Features:
 
 
 def _wrong_width(place: str, found: int, width: int) -> DataError:
-    remedy = f"expected {width:,}, which is data.images.features, so set that to what the features have"
+    remedy = f"expected {width:,}, which is data.images.features: make them so, or train with another"
     return DataError(f"{place}: {found:,} features of a picture; {remedy}")
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from charrnn.config import ImagesConfig
-from charrnn.data.images import Shelf, augmented, load, load_features, load_image, plain, require_pillow
+from charrnn.data.images import Shelf, augmented, load, load_features, load_image, plain, require_pillow, thumbnail
 from charrnn.errors import DataError, UserError
 
 RED, GREEN, BLUE, WHITE = (230, 20, 30), (20, 200, 40), (10, 30, 220), (255, 255, 255)
@@ -132,8 +132,8 @@ def test_the_shorter_side_is_fitted_and_the_middle_kept(tmp_path: Path) -> None:
         picture.save(tmp_path / "a.png")
         square = load_image(tmp_path / "a.png", 10)  # whose edges are of pixels on both sides of them
         assert alike(square[:, 2:-2, 2:-2], np.reshape(GREEN, (3, 1, 1)), 0) and alike(square, np.reshape(GREEN, (3, 1, 1)), 20)
-    Image.new("RGB", (1, 1), BLUE).save(tmp_path / "dot.png")
-    Image.new("RGB", (2000, 1), BLUE).save(tmp_path / "line.png")
+    Image.new("RGB", (2, 2), BLUE).save(tmp_path / "dot.png")
+    Image.new("RGB", (2000, 2), BLUE).save(tmp_path / "line.png")
     for name in ("dot.png", "line.png"):
         assert alike(load_image(tmp_path / name, 7), np.reshape(BLUE, (3, 1, 1)), 0)
 
@@ -170,6 +170,8 @@ def test_what_is_not_a_picture_is_named(tmp_path: Path) -> None:
         ("no rows.png", png_header(5, 5), "breaks off, or is damaged (", damaged),
         ("huge.png", png_header(30_000, 30_000), f"900,000,000 {too_many}", ""),
         ("large.png", png_header(10_001, 10_000), f"100,010,000 {too_many}", ""),
+        ("dot.png", png_header(1, 1), "1 x 1 pixels; expected at least 2 a side, or there is nothing to see", ""),
+        ("line.png", png_header(2000, 1), "2000 x 1 pixels; expected at least 2 a side, or there is nothing to see", ""),
         ("page.tiff", b"II*\0\x08\0\0\0", no_picture, ""),
     ):
         path = tmp_path / name
@@ -205,6 +207,22 @@ def test_pixels_of_just_the_limit_are_decoded_without_a_word(tmp_path: Path, mon
     quarters().save(tmp_path / "a.png")
     monkeypatch.setattr("charrnn.data.images.MOST_PIXELS", 1600)
     assert load_image(tmp_path / "a.png", 8).shape == (3, 8, 8)  # a warning would be an error here
+
+
+def test_a_thumbnail_is_the_whole_picture_upright_and_small_and_tells_nothing_else(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera of mine"
+    picture = Image.new("RGBA", (300, 100), (*BLUE, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 100, 100))  # its left third is clear, and what is left becomes the top
+    picture.save(tmp_path / "a.png", exif=exif)
+    small = Image.open(io.BytesIO(thumbnail(tmp_path / "a.png", 60)))
+    assert small.format == "JPEG" and small.size == (20, 60) and not small.getexif()
+    pixels = np.asarray(small).transpose(2, 0, 1)
+    assert alike(pixels[:, :16], np.reshape(WHITE, (3, 1, 1)), 25) and alike(pixels[:, 24:], np.reshape(BLUE, (3, 1, 1)), 25)
+    picture.crop((100, 0, 130, 20)).save(tmp_path / "b.png")
+    assert Image.open(io.BytesIO(thumbnail(tmp_path / "b.png", 60))).size == (30, 20)  # none is made larger
+    (tmp_path / "c.png").write_bytes(png_header(30_000, 30_000))
+    assert refused(lambda: thumbnail(tmp_path / "c.png", 60)).startswith(f"{tmp_path / 'c.png'}: 900,000,000 pixels, by its header")
 
 
 def test_for_evaluation_the_middle_is_seen() -> None:
@@ -276,7 +294,7 @@ def test_features_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     ):  # fmt: skip
         np.save(tmp_path / f"{name}.npy", array)
     for name, message in (
-        ("wide.npy", "14 features of a picture; expected 13, which is data.images.features, so set that to what the features have"),
+        ("wide.npy", "14 features of a picture; expected 13, which is data.images.features: make them so, or train with another"),
         ("ints.npy", "holds int64; expected features of a picture as (13,), in floats"),
         ("many.npy", "shape (2, 13); expected features of a picture as (13,)"),
         ("nan.npy", "feature 12: nan is no number of 32 bits; expected finite features, so make them again"),
@@ -318,7 +336,7 @@ def test_an_array_and_an_index_that_do_not_fit_are_named(tmp_path: Path) -> None
     ):
         (tmp_path / "f.json").write_text(text)
         assert refused(lambda: Shelf(path, settings(features=3))) == f"{tmp_path / 'f.json'}: {message}"
-    wide = "3 features of a picture; expected 4, which is data.images.features, so set that to what the features have"
+    wide = "3 features of a picture; expected 4, which is data.images.features: make them so, or train with another"
     assert refused(lambda: Shelf(path, settings(features=4))) == f"{path}: {wide}"
 
 
