@@ -383,6 +383,14 @@ class DecoderConfig(Section):
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the loss by which the encoder alone is judged (Watanabe et al. 2017)
 
 
+class FragmentsConfig(Section):
+    """Short strings of the captions that the picture's vector is asked for too, while it learns."""
+
+    count: Annotated[int, Field(ge=0, le=100_000)] = 0  # at most, the commonest; 0: the vector learns from what is written alone
+    length: Annotated[int, Field(gt=0, le=4)] = 3  # characters of each
+    weight: PositiveFloat = 1.0  # of their cross-entropy, summed, beside that of the characters
+
+
 class CNNConfig(Section):
     """What looks at a picture before it is told of: a residual network of convolutions."""
 
@@ -390,6 +398,7 @@ class CNNConfig(Section):
     stages: Annotated[int, Field(gt=0, le=8)] = 4  # each halves the sides of the grid, as the stem before them does
     blocks: Annotated[int, Field(gt=0, le=1000)] = 1  # of a stage, with two convolutions each
     dropout: Fraction = 0.0  # of the picture's numbers, before the recurrence hears of them
+    fragments: FragmentsConfig = FragmentsConfig()
 
 
 class ModelConfig(Section):

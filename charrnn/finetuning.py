@@ -105,6 +105,8 @@ def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[
     for name, weight in loaded.weights.items():
         if not (head or name.startswith(("embedding.", "bigrams.", "recurrent."))):
             continue
+        if name.startswith("fragments."):  # the new text has others
+            continue
         if name.startswith("bigrams.") and loaded.vocabulary.symbols != vocabulary.symbols:
             continue
         if name in CTC_BY_ID:  # what `unknown` is elsewhere is the blank here; nothing is ever taken for the end of a text

@@ -111,7 +111,7 @@ def test_a_gradient_in_another_order_of_memory_gives_the_same_step(name: str) ->
         with torch.no_grad():
             model.weight.zero_()
         optimizer = build_optimizer(TrainConfig.model_validate({"optimizer": name, "weight_decay": 0, "max_steps": 1}), model)
-        give(optimizer, [model.weight], [gradient.contiguous(memory_format=order)])
+        give(optimizer, list(model.parameters()), [gradient.contiguous(memory_format=order)])
         optimizer.step()
         moved.append(model.weight.detach().clone())
     assert moved[0].any()

@@ -41,6 +41,10 @@ class Captioner(nn.Module):
 
     Without an encoder the vector is that of ready `features`. Either way each of its numbers is brought to mean 0 and variance 1 over
     pictures, so that what is told of is what tells them apart, whatever its scale.
+
+    With `model.cnn.fragments` a second head is asked of the vector alone which short strings the captions have, as Fang et al. 2015
+    ask for words. Where a picture is told of once, what the decoder does not use yet the CNN has no reason to see, and what the CNN
+    does not see the decoder cannot use.
     """
 
     def __init__(self, config: ModelConfig, features: int | None, vocabulary_size: int) -> None:
@@ -49,6 +53,8 @@ class Captioner(nn.Module):
         size = self.encoder.channels if self.encoder is not None else features or 0
         self.drop = config.cnn.dropout
         self.size, self.norm = size, Standardization(size)
+        asked = config.cnn.fragments.count if self.encoder is not None else 0
+        self.fragments = nn.Linear(size, asked) if asked else None
         self.speller: Speller | None = None
         self.teller: Teller | None = None
         if config.image_as == "attention":
@@ -105,6 +111,22 @@ class Captioner(nn.Module):
             return Told(torch.zeros_like(source.vector))
         assert self.speller is not None
         return self.speller.encoded(torch.zeros_like(source.outputs))
+
+    @torch.no_grad()
+    def begin_fragments(self, shares: Tensor) -> None:
+        """Say of every picture that its captions have each fragment as often as all do, (K,): from nothing else there is more to learn
+        at first than how often, and thousands of those gradients at once would leave of the CNN nothing that is not 0.
+        """
+        assert self.fragments is not None
+        self.fragments.weight.zero_()
+        self.fragments.bias[: len(shares)] = torch.logit(shares).to(self.fragments.bias)
+
+    def fragment_logits(self, source: Told | Encoded) -> Tensor:
+        """Of each column, how likely its captions have each of the fragments, (P, K), in float32 at least."""
+        assert self.fragments is not None
+        seen = source.vector if isinstance(source, Told) else source.outputs.mean(0)  # (P, J)
+        logits: Tensor = self.fragments(seen)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def start(self, source: Told | Encoded) -> Telling | Spelling:
         """Where the decoder stands before the first character."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charrnn.config import Config, ImagesConfig
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Ids, Progress
+from charrnn.data.fragments import Fragments, find_fragments
 from charrnn.data.images import augmented, plain
 from charrnn.data.padding import grouped_buckets, pad
 from charrnn.data.pictures import Pictures, load_pictures, load_pictures_file
@@ -124,6 +127,8 @@ class Captioning:
     def model(self) -> Captioner:
         model = fresh(self)
         assert isinstance(model, Captioner)
+        if model.fragments is not None:
+            model.begin_fragments(self._fragments.shares)
         return model
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
@@ -158,13 +163,29 @@ class Captioning:
     def loss(
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
-        """The cross-entropy of the true captions, each character with those before it known."""
+        """The cross-entropy of the true captions, each character with those before it known, and of the fragments they have."""
         assert isinstance(model, Captioner)
         batch = batch.to(next(model.parameters()).device)
-        logits, asked = self._told(model, batch, model.encode(batch.inputs, generator=generator), generator)
+        source = model.encode(batch.inputs, generator=generator)
+        logits, asked = self._told(model, batch, source, generator)
         loss = cross_entropy(logits, asked, label_smoothing)
         plain = cross_entropy(logits.detach(), asked) if label_smoothing else loss.detach()
+        if model.fragments is not None:
+            loss = loss + self.config.model.cnn.fragments.weight * self._fragments_missed(model, batch, source)
         return loss, Tally.of_answers(plain, logits.detach().argmax(-1), asked), ()
+
+    @cached_property
+    def _fragments(self) -> Fragments:
+        """Of the captions of train, without their ends."""
+        wanted, captions = self.config.model.cnn.fragments, self.pictures.captions("train")
+        return find_fragments([self.pictures.caption(i)[:-1] for i in captions], wanted.length, wanted.count, len(self.vocabulary))
+
+    def _fragments_missed(self, model: Captioner, batch: Batch, source: Told | Encoded) -> Tensor:
+        """The cross-entropy of whether each caption has each fragment, summed."""
+        assert batch.pictures is not None
+        there = self._fragments.of(batch.targets)  # (B, K)
+        logits = model.fragment_logits(source)[batch.pictures, : there.size(1)]
+        return F.binary_cross_entropy_with_logits(logits, there.to(logits.dtype), reduction="sum")
 
     def _told(
         self, model: Captioner, batch: Batch, source: Told | Encoded, generator: torch.Generator | None = None
