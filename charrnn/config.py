@@ -202,7 +202,7 @@ class AudioConfig(Section):
     # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: in each, to mean 0 by channel and one
     # variance for all channels, and another for their derivatives
     normalization: Literal["utterance", "mean", "global", "none"] = "utterance"
-    max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
+    max_seconds: Annotated[float, Field(ge=0.1, le=1e9)] = 30.0  # of an utterance; a longer recording is cut where it is quietest
     augment: AugmentConfig = AugmentConfig()
 
     @property
@@ -349,7 +349,7 @@ class ModelConfig(Section):
     tied_embeddings: bool = False  # for lm and fill: head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
     bigrams: BigramsConfig = BigramsConfig()  # for fill, classify and tag: pairs of neighbours are read too
-    residual: bool = False  # a layer's input is added to its output, where they are equally wide
+    residual: bool = False  # a layer's input is added to its output, where they are equally wide; so not in model.pyramid
     pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # for classify: one answer of a text; by default max
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
@@ -439,10 +439,14 @@ class Config(Section):
         if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
             return value
         settled = dict(value)
+        data = settled.get("data")
+        # Where the file is to be read as something else, it is that, and not the column, that a person has to mend.
+        named = not isinstance(data, Mapping) or (data.get("format") in (None, "auto", *NAMED_COLUMNS) and data.get("documents") is None)
         for section, defaults in SETTLED.get(settled["task"], {}).items():
             given = settled.get(section) or {}
             if isinstance(given, Mapping):
-                settled[section] = {**given, **{key: default for key, default in defaults.items() if given.get(key) is None}}
+                left_out = {key: default for key, default in defaults.items() if given.get(key) is None and (named or key != "field")}
+                settled[section] = {**given, **left_out}
         return settled
 
     @model_validator(mode="after")
@@ -502,6 +506,17 @@ class Config(Section):
             raise ValueError(
                 f"decoding.ctc_weight: {self.decoding.ctc_weight:g} asks what CTC thinks, and model.decoder.ctc_weight: 0 trains none; "
                 "set that above 0 before training, or leave decoding.ctc_weight out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _summed(self) -> Config:
+        model, features = self.model, self.data.audio.features
+        if self.task == "transcribe" and model.residual and model.num_layers == 1 and features != model.output_size:
+            raise ValueError(
+                f"model.residual: true adds nothing: the encoder's one plain layer reads {features} features a frame and hands up "
+                f"{model.output_size}, and a level of model.pyramid reads several steps as one; set model.num_layers to 2 or more, "
+                "or leave residual out"
             )
         return self
 
@@ -782,6 +797,13 @@ def _expectation(key: str, complaint: Mapping[str, Any]) -> str:
 def _section(model: type[Section], key: str) -> type[Section] | None:
     annotation = model.model_fields[key].annotation if key in model.model_fields else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def keys_of(section: str) -> list[str]:
+    """The keys of a section and of those in it, each with its sections before it: `model.dropout.input`."""
+    inner = [(name, keys) for name, keys in _sections() if f"{name}.".startswith(f"{section}.")]
+    names = {name for name, _ in inner}
+    return [key for name, keys in inner for one in keys if (key := f"{name}.{one}") not in names]
 
 
 def _sections(name: str = "", model: type[Section] = Config) -> Iterator[tuple[str, list[str]]]:

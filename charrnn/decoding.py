@@ -188,12 +188,42 @@ class PrefixScorer:
 class _Beam(NamedTuple):
     """Beginnings, the likeliest first."""
 
-    ids: list[list[int]]
-    nats: list[list[float]]
     decoder: Tensor  # (K,) log P by the decoder, float64
     language: Tensor  # (K,) by the language model
     spelling: Spelling
-    looked: Tensor  # (i, S, K) where each has looked so far
+
+
+class _Step(NamedTuple):
+    """The last character of each of the beginnings, and behind which of the step before it stands."""
+
+    rows: list[int]  # of each of K
+    ids: list[int]
+    nats: list[float]
+    looked: Tensor  # (S, K of the step before) where these looked for it
+
+
+class _Ended(NamedTuple):
+    """A text that has come to its end."""
+
+    score: float
+    steps: int
+    row: int  # of the last of its steps
+    nats: float  # that the end cost
+
+
+def _traced(steps: Sequence[_Step], row: int, score: float, end: float | None, width: int) -> Hypothesis:
+    """The text that leads to a row of the last of these steps, read from its end to its beginning: of all others nothing is copied.
+
+    `end`: what its end cost, if that has come; `width`: S.
+    """
+    ids, nats, looked = list[int](), [] if end is None else [end], list[Tensor]()
+    for step in reversed(steps):
+        ids.append(step.ids[row])
+        nats.append(step.nats[row])
+        row = step.rows[row]
+        looked.append(step.looked[:, row])
+    alignment = torch.stack(looked[::-1]) if looked else torch.zeros(0, width)
+    return Hypothesis(ids[::-1], nats[::-1], score, end is not None, alignment)
 
 
 @torch.inference_mode()
@@ -223,13 +253,13 @@ def beam_search(
     prefixes = scorer.begin() if scorer else None
     read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
     none = torch.zeros(1, dtype=torch.float64)
-    beam = _Beam([[]], [[]], none, none, model.start(encoded), torch.zeros(0, steps, 1))
+    beam = _Beam(none, none, model.start(encoded))
     score, last = 0.0, torch.tensor([end])  # of the likeliest, before it is normalised, and what each has written last
-    ended: list[Hypothesis] = []
+    written: list[_Step] = []
+    ended: list[_Ended] = []
     limit = longest(steps, config)
     for length in range(limit + 1):
-        width = len(beam.ids)
-        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, width))
+        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, len(last)))
         odds = (logits.float().cpu() + forbidden).log_softmax(-1).double()  # (K, V)
         decoder = beam.decoder.unsqueeze(-1) + odds
         total = (1 - config.ctc_weight) * decoder
@@ -246,23 +276,16 @@ def beam_search(
         possible = best.values > -torch.inf
         totals, rows, ids = (found[possible] for found in (best.values, best.indices // total.size(1), best.indices % total.size(1)))
         for k, value in zip(rows[ids == end].tolist(), totals[ids == end].tolist()):
-            nats = [*beam.nats[k], -float(odds[k, end])]
-            ended.append(Hypothesis(beam.ids[k], nats, _normalised(value, length, config), True, beam.looked[:, :, k]))
-        ended = sorted(ended, key=lambda hypothesis: -hypothesis.score)[: config.beam_width]
+            ended.append(_Ended(_normalised(value, length, config), length, k, -float(odds[k, end])))
+        ended = sorted(ended, key=lambda text: -text.score)[: config.beam_width]
         totals, rows, ids = (found[ids != end] for found in (totals, rows, ids))
         if length == limit or not len(ids):
             break
         # A score only falls as a text grows; what is left of it at the longest is the most that any of these can still reach.
         if ended and ended[0].score >= _normalised(float(totals[0]), limit, config):
             break
-        beam = _Beam(
-            [[*beam.ids[k], i] for k, i in zip(rows.tolist(), ids.tolist())],
-            [[*beam.nats[k], -float(odds[k, i])] for k, i in zip(rows.tolist(), ids.tolist())],
-            decoder[rows, ids],
-            spoken[rows, ids],
-            spelling.rows(rows.to(device)),
-            torch.cat([beam.looked[:, :, rows], spelling.alignment[:, rows.to(device)].float().cpu().unsqueeze(0)]),
-        )
+        written.append(_Step(rows.tolist(), ids.tolist(), (-odds[rows, ids]).tolist(), spelling.alignment.float().cpu()))
+        beam = _Beam(decoder[rows, ids], spoken[rows, ids], spelling.rows(rows.to(device)))
         score, last = float(totals[0]), ids
         if scorer and prefixes:
             prefixes = scorer.extend(prefixes, rows, ids)
@@ -270,8 +293,8 @@ def beam_search(
             read = None if read is None else tuple(tuple(part[rows.to(part.device)] for part in layer) for layer in read)
             read, expected = fusion.go_on(ids, read)
     if ended:
-        return ended
-    return [Hypothesis(beam.ids[0], beam.nats[0], _normalised(score, len(beam.ids[0]), config), False, beam.looked[:, :, 0])]
+        return [_traced(written[: text.steps], text.row, text.score, text.nats, steps) for text in ended]
+    return [_traced(written, 0, _normalised(score, len(written), config), None, steps)]
 
 
 def decode(

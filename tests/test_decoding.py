@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from charrnn.config import DecodingConfig, ModelConfig
 from charrnn.data.vocabulary import Vocabulary
@@ -292,6 +293,31 @@ def test_who_hardly_ever_ends_is_not_cut_off_where_it_would_cost_least() -> None
     for beam_width in (1, 3):
         (found, *_) = beam_search(model, heard(model).column(0), VOCABULARY, settings(beam_width=beam_width, max_length=6))
         assert not found.finished and len(found.ids) == 6
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many numbers torch writes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.count += sum(part.numel() for part in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(part, Tensor))
+        return found
+
+
+def test_a_text_twice_as_long_is_twice_the_work() -> None:
+    """Nothing that grows with what has been written is copied at each character of it."""
+    model = transcriber(3)
+    with torch.no_grad():
+        model.speller.head.bias[END] = -math.inf
+    encoded, work = heard(model).column(3), []
+    for length in (60, 120, 240):
+        with Counting() as counting:  # type: ignore[no-untyped-call]
+            found = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.0, max_length=length))
+        assert len(found[0].ids) == length and len(found[0].alignment) == length
+        work.append(counting.count)
+    assert work[2] - work[1] < 2.1 * (work[1] - work[0])
 
 
 def test_an_end_behind_the_last_character_that_is_allowed_is_an_end() -> None:

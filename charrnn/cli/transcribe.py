@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, config_of, load
-from charrnn.cli.output import expect_place, progress_bar, warn, write_bytes
+from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ def transcribe(
     if alignment is not None and len(recordings) != 1:
         raise UserError(f"--alignment: {counted(len(recordings), 'recording')}; expected one, of which a picture can be drawn")
     for fault in faults:
-        _tell(fault)
+        tell(fault)
     listener = Transcribe(network, loaded.vocabulary, config.data.audio, config.decoding, fusion)
     seconds = took = 0.0
     count = 0
     for found in _watched(listener.files(_announced(recordings, config.data.audio)), len(recordings)):
         if isinstance(found, DataError):
             faults.append(found)
-            _tell(found)
+            tell(found)
             continue
         count, seconds, took = count + 1, seconds + found.seconds, took + found.took
         typer.echo(_as_json(found) if as_json else _line(found))
@@ -96,9 +96,7 @@ def transcribe(
     if count:
         factor = f"real-time factor {took / max(seconds, 1e-9):.3f}"
         typer.echo(f"{counted(count, 'recording')}, {seconds:,.1f} s of sound in {took:,.2f} s: {factor}", err=True)
-    if faults:
-        typer.echo(f"{len(faults):,} of {len(faults) + count:,} could not be used", err=True)
-        raise typer.Exit(2)
+    end_with(len(faults), f"{len(faults):,} of {len(faults) + count:,} could not be used")
 
 
 def _model_of(files: list[str]) -> tuple[str | None, list[str]]:
@@ -152,14 +150,16 @@ def _recordings(named: list[str], faults: list[DataError]) -> Iterator[Path]:
 
 
 def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:
-    """Each recording; of a long one is said first how it will be read."""
-    from charrnn.data.audio import duration
+    """Each recording; of a long one is said first how it will be read, and of one that breaks off, that it does."""
+    from charrnn.data.audio import duration, shortfall
 
     for path in recordings:
         try:
-            seconds = duration(path, config)
+            seconds, fact = duration(path, config), shortfall(path)
         except DataError:  # told of when it is read
-            seconds = 0.0
+            seconds, fact = 0.0, None
+        if fact:
+            warn(f"{path}: {fact}; that is transcribed, so fetch the recording again if you want all of it")
         if seconds > config.max_seconds:
             pieces = f"pieces of at most {config.max_seconds:g} s (data.audio.max_seconds), cut where it is quietest"
             warn(f"{path}: {seconds:,.1f} s long, so it is read in {pieces}")
@@ -171,10 +171,6 @@ def _watched(found: Iterator[Transcript | DataError], total: int) -> Iterator[Tr
         for one in found:
             yield one
             bar.update()
-
-
-def _tell(fault: DataError) -> None:
-    typer.echo(f"charrnn: error: {fault}", err=True)
 
 
 def _line(found: Transcript) -> str:

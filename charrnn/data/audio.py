@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,10 @@ WIDEST = 1 << 14  # features of a frame
 CUT_FROM = 2 / 3  # of the longest piece: where the search for a quiet place begins
 QUIET = 0.1  # seconds that are quiet together
 UNKNOWN = 1 << 62  # frames: what a file has whose header does not say how many
+MISCOUNTED = 0.01  # seconds: of so little it is the header that is wrong, as where it counts itself
+UNSAID = 0x7FFF0000  # bytes: from here on, what a header holds that was written before anyone knew how long the recording would be
+# How libsndfile notes that the samples of a WAV, AIFF or AU are fewer bytes than their header says.
+FEWER = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 Samples = npt.NDArray[np.float32]
 
@@ -80,7 +85,12 @@ def pieces(path: Path, config: AudioConfig) -> Generator[Piece, None, None]:
 
 
 def utterance(path: Path, config: AudioConfig) -> Tensor:
-    """(T, F) float32, before `finish`: a whole recording, or ready features. Raises DataError also where it is above `max_seconds`."""
+    """(T, F) float32, before `finish`: a whole recording, or ready features.
+
+    Raises DataError also where it is above `max_seconds`, or breaks off: what was said behind that stands in its transcript.
+    """
+    if fact := shortfall(path):
+        raise DataError(f"{path}: {fact}; expected a whole recording, so fetch it again, or cut it there and its transcript too")
     found = pieces(path, config)
     first = next(found)
     is_whole = next(found, None) is None
@@ -102,6 +112,25 @@ def duration(path: Path, config: AudioConfig) -> float:
     if frames >= UNKNOWN:
         frames = sum(len(block) for block, _ in _blocks(path))
     return frames / rate
+
+
+def shortfall(path: Path) -> str | None:
+    """What there is to say of a WAV, AIFF or AU that holds less than its header says; None of all else.
+
+    Raises DataError naming the file.
+    """
+    if is_ready(path):
+        return None
+    require_audio(str(path))
+    with _opened(path) as file:
+        said, seconds = FEWER.search(file.extra_info), file.frames / file.samplerate
+    if said is None:
+        return None
+    promised, there = map(int, said.groups())
+    whole = seconds * promised / max(1, there)
+    if promised >= UNSAID or whole - seconds < MISCOUNTED:
+        return None
+    return f"breaks off: {seconds:,.2f} of {whole:,.2f} seconds, as its header has it, are there"
 
 
 def is_ready(path: Path) -> bool:

@@ -63,6 +63,8 @@ class Corpus:
     contents: str  # a hash of the files' bytes, wherever they lie
     notes: list[str]  # of how the text was read, for a person
     mapped: mmap.mmap | None  # what holds `ids`; None where they are in memory
+    what: str = "text"  # it is, for a person
+    faults: tuple[DataError, ...] = ()  # of a file of the user's own: what is wrong with its examples, while the others are used
 
     def split(self, name: str) -> Ids:
         """Raises UserError where there is no such split."""

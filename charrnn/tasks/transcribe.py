@@ -23,7 +23,7 @@ from charrnn.data.recordings import Recordings, load_recordings, load_recordings
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import decode
 from charrnn.device import seeded
-from charrnn.errors import DataError, counted, printable
+from charrnn.errors import DataError, counted, listed, printable
 from charrnn.layers.pyramid import merged_lengths
 from charrnn.metrics import Edits, Tally
 from charrnn.models.speller import Encoded
@@ -229,7 +229,14 @@ class Transcribing:
         if self.corpus.unknown:
             share = self.corpus.unknown / len(self.corpus.ids)
             fact = f"{counted(self.corpus.unknown, 'character')} ({share:.2%}) outside the vocabulary"
-            notes.append(f"{fact}: never written, so errors in val and test")
+            strange = [
+                self.recordings.utterances[i].place()
+                for split in ("val", "test")
+                for i in self.recordings.split(split)
+                if (self.recordings.transcript(i) == self.vocabulary.unknown).any()
+            ]
+            where = f", at {listed(strange)}" if strange else ""
+            notes.append(f"{fact}: never written, so errors in val and test{where}")
         return notes
 
     def _split(self, split: str) -> range:
