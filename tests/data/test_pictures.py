@@ -293,7 +293,7 @@ def test_ready_features_are_beside_their_captions(folder: Path, ready: str) -> N
     for i in range(COUNT):
         assert said(found, found.captions_of(i)[0]).startswith(f"grey {int(batch[i, 0])}, ") and float(batch[i, -1]) % 1 == 0.5
     message = refused(config(folder, images={"folder": ready, "features": 6}))
-    assert "5 features of a picture; expected 6, which is data.images.features, so set that to what the features have" in message
+    assert "5 features of a picture; expected 6, which is data.images.features: make them so, or train with another" in message
 
 
 def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
