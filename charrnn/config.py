@@ -72,7 +72,7 @@ EXPECTED = {
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
     "train.class_weights": "balanced, or a weight above 0 for each label",
 }
-# What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys.
+# What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys that is not named by itself.
 BELONGS = {
     "data.label": ("classify",),
     "data.labels": ("tag",),
@@ -83,10 +83,15 @@ BELONGS = {
     "model.pooling": ("classify",),
     "model.crf": ("tag",),
     "model.pyramid": ("transcribe",),
+    "model.decoder.attention_size": ("transcribe", "caption"),
     "model.decoder": ("transcribe",),
+    "model.image_as": ("caption",),
+    "model.cnn": ("caption",),
     "model.dropout.unknown": ("lm", "fill", "classify", "tag"),
-    "decoding": ("transcribe",),
+    "decoding.ctc_weight": ("transcribe",),
+    "decoding": ("transcribe", "caption"),
     "data.audio": ("transcribe",),
+    "data.images": ("caption",),
     "model.bigrams": ("fill", "classify", "tag"),
     "train.tbptt_window": ("lm",),
     "train.class_weights": ("classify", "tag"),
@@ -96,14 +101,21 @@ BELONGS = {
 SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
+    "caption": {"data": {"field": "caption"}, "decoding": {"max_length": 200}},
 }
 # What the features of a recording are: weights mean nothing with other ones.
 HEARD = (
     "data.audio.sample_rate", "data.audio.num_mels", "data.audio.window_length", "data.audio.hop_length", "data.audio.top_db",
     "data.audio.deltas", "data.audio.normalization",
 )  # fmt: skip
+# What a picture is, likewise.
+SEEN = ("data.images.size", "data.images.features")
 NAMED_COLUMNS = ("jsonl", "csv", "tsv")
-COLUMNS = {"classify": "text and label", "transcribe": "recording and transcript"}  # what a task reads from them
+COLUMNS = {  # what a task reads from them
+    "classify": "text and label",
+    "transcribe": "recording and transcript",
+    "caption": "picture and caption",
+}
 PUNCTUATED = ("data.template", "data.pattern")  # text full of what means something else in YAML: `--set` takes it as it stands
 UNLIKE = {"keep_prob": "set model.dropout.output to 1 - keep_prob"}  # the same thing told the other way round
 
@@ -202,7 +214,7 @@ class AudioConfig(Section):
     # utterance: to mean 0 and variance 1 by channel, in each; global: the same over all; mean: in each, to mean 0 by channel and one
     # variance for all channels, and another for their derivatives
     normalization: Literal["utterance", "mean", "global", "none"] = "utterance"
-    max_seconds: Limit = 30.0  # of an utterance; a longer recording is read in pieces, cut where it is quietest
+    max_seconds: Annotated[float, Field(ge=0.1, le=1e9)] = 30.0  # of an utterance; a longer recording is cut where it is quietest
     augment: AugmentConfig = AugmentConfig()
 
     @property
@@ -214,6 +226,36 @@ class AudioConfig(Section):
     def _overlapping(self) -> AudioConfig:
         if self.hop_length > self.window_length:
             raise ValueError(f"hop_length {self.hop_length} is above window_length {self.window_length}; frames would miss samples")
+        return self
+
+
+class ImageAugmentConfig(Section):
+    """What changes a picture anew each time it is learned from."""
+
+    crop: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of each side that is left out, at random on which side of what is kept
+    flip: bool = False  # left and right are swapped, half the time; not where captions tell them apart
+    color: Fraction = 0.0  # brightness, contrast and saturation are higher or lower by at most this share
+
+
+class ImagesConfig(Section):
+    """How a picture becomes the pixels, or the ready features, that a model sees."""
+
+    field: Text = "image"  # the manifest's column with the pictures' paths
+    folder: Text | None = None  # that they are relative to, else the manifest's own; or one array of ready features, .npy, beside its index
+    size: Annotated[int, Field(gt=0, le=4096)] = 112  # pixels, of both sides of the square that a model sees
+    features: Width | None = None  # numbers of a picture, where others have made features of it, in .npy or .safetensors; else its pixels
+    augment: ImageAugmentConfig = ImageAugmentConfig()
+    workers: Annotated[int, Field(gt=0, le=1024)] | None = None  # processes that decode pictures for the cache; left out, one a core
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side that are kept, so that a crop of `size` leaves out the share that it shall."""
+        return round(self.size / (1 - self.augment.crop))
+
+    @model_validator(mode="after")
+    def _pixels(self) -> ImagesConfig:
+        if self.features is not None and self.augment != ImageAugmentConfig():
+            raise ValueError("augment changes pixels, and features says that others have made features of them; leave one of them out")
         return self
 
 
@@ -234,6 +276,7 @@ class DataConfig(Section):
     example_length: Count = 256  # characters of an example at most, for fill, classify and tag
     blanks: BlanksConfig = BlanksConfig()  # for fill: what is hidden
     audio: AudioConfig = AudioConfig()  # for transcribe
+    images: ImagesConfig = ImagesConfig()  # for caption
     pattern: Text | None = None  # a regular expression: a line that begins with it begins a document
     template: Text | None = None  # what a document becomes, "{title}\n{body}"; by default what suits the format
     script: Literal["simplified", "traditional"] | None = None  # Chinese characters are converted to it
@@ -340,6 +383,24 @@ class DecoderConfig(Section):
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the loss by which the encoder alone is judged (Watanabe et al. 2017)
 
 
+class FragmentsConfig(Section):
+    """Short strings of the captions that the picture's vector is asked for too, while it learns."""
+
+    count: Annotated[int, Field(ge=0, le=100_000)] = 0  # at most, the commonest; 0: the vector learns from what is written alone
+    length: Annotated[int, Field(gt=0, le=4)] = 3  # characters of each
+    weight: PositiveFloat = 1.0  # of their cross-entropy, summed, beside that of the characters
+
+
+class CNNConfig(Section):
+    """What looks at a picture before it is told of: a residual network of convolutions."""
+
+    width: Width = 32  # channels of the first stage; each has twice those of the one before
+    stages: Annotated[int, Field(gt=0, le=8)] = 4  # each halves the sides of the grid, as the stem before them does
+    blocks: Annotated[int, Field(gt=0, le=1000)] = 1  # of a stage, with two convolutions each
+    dropout: Fraction = 0.0  # of the picture's numbers, before the recurrence hears of them
+    fragments: FragmentsConfig = FragmentsConfig()
+
+
 class ModelConfig(Section):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"] = "lstm"
     embedding_size: Width = 64
@@ -349,11 +410,15 @@ class ModelConfig(Section):
     tied_embeddings: bool = False  # for lm and fill: head and embedding share one matrix
     layer_norm: bool = False  # on each layer's outputs
     bigrams: BigramsConfig = BigramsConfig()  # for fill, classify and tag: pairs of neighbours are read too
-    residual: bool = False  # a layer's input is added to its output, where they are equally wide
+    residual: bool = False  # a layer's input is added to its output, where they are equally wide; so not in model.pyramid
     pooling: Literal["last", "max", "mean", "max_mean", "attention"] | None = None  # for classify: one answer of a text; by default max
     crf: bool = False  # for tag: labels are scored with those before them, and the best sequence of them is taken
     pyramid: PyramidConfig = PyramidConfig()  # for transcribe: of the encoder, whose other layers cell, hidden_size and num_layers tell
     decoder: DecoderConfig = DecoderConfig()  # for transcribe
+    # For caption. first_step: s_0 = f(U x_0 + W s_-1 + V X), and X never again; first_input: a step before the first character, that
+    # reads it (Vinyals et al. 2015); attention: looked at anew before each character (Xu et al. 2015)
+    image_as: Literal["first_step", "first_input", "attention"] = "first_step"
+    cnn: CNNConfig = CNNConfig()  # for caption, unless data.images.features are ready
     backend: Literal["auto", "reference", "explicit", "fused", "native"] = "auto"
     dropout: DropoutConfig = DropoutConfig()
 
@@ -419,18 +484,18 @@ class DecodingConfig(Section):
     beam_width: Annotated[int, Field(gt=0, le=1000)] = 1  # of beam search; 1 is greedy
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the encoder's own opinion (CTC) in the score; above 0, a beam of 1 too
     length_normalization: Annotated[float, Field(ge=0, le=5)] = 0.6  # 0: none; the exponent of Wu et al. 2016, equation 14
-    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8
+    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8; of captions 200
 
 
 class Config(Section):
-    task: Literal["lm", "fill", "classify", "tag", "transcribe"] = "lm"
+    task: Literal["lm", "fill", "classify", "tag", "transcribe", "caption"] = "lm"
     run: Text = "runs/default"  # the run directory
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig
-    decoding: DecodingConfig = DecodingConfig()  # for transcribe
+    decoding: DecodingConfig = DecodingConfig()  # for transcribe and caption
 
     @model_validator(mode="before")
     @classmethod
@@ -439,10 +504,14 @@ class Config(Section):
         if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
             return value
         settled = dict(value)
+        data = settled.get("data")
+        # Where the file is to be read as something else, it is that, and not the column, that a person has to mend.
+        named = not isinstance(data, Mapping) or (data.get("format") in (None, "auto", *NAMED_COLUMNS) and data.get("documents") is None)
         for section, defaults in SETTLED.get(settled["task"], {}).items():
             given = settled.get(section) or {}
             if isinstance(given, Mapping):
-                settled[section] = {**given, **{key: default for key, default in defaults.items() if given.get(key) is None}}
+                left_out = {key: default for key, default in defaults.items() if given.get(key) is None and (named or key != "field")}
+                settled[section] = {**given, **left_out}
         return settled
 
     @model_validator(mode="after")
@@ -464,7 +533,10 @@ class Config(Section):
             value, default = getattr(model, key), type(model).model_fields[key].get_default(call_default_factory=True)
             if self.task not in tasks and value != default:
                 if isinstance(value, Section):
-                    key = next(inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner))
+                    differing = [inner for inner in type(value).model_fields if getattr(value, inner) != getattr(default, inner)]
+                    key = next((inner for inner in differing if f"{name}.{inner}" not in BELONGS), "")
+                    if not key:  # each of them says itself whose it is
+                        continue
                     name, value = f"{name}.{key}", getattr(value, key)
                 said = str(value).lower() if isinstance(value, bool) else short(value)
                 remedy = f"leave it out, or set task: {tasks[0]}"
@@ -497,11 +569,43 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _pictured(self) -> Config:
+        if self.task == "caption" and self.model.bidirectional:
+            raise ValueError("model.bidirectional: what writes a caption reads only what it has written; set bidirectional: false")
+        if self.task == "caption" and self.model.residual:
+            raise ValueError("model.residual: what writes a caption has no such layers; set residual: false")
+        if self.task == "caption" and self.train.shards > 1:
+            raise ValueError("train.shards: the pictures of a batch are looked at together, by all threads; leave it out")
+        features = self.data.images.features
+        if features is not None and self.model.image_as == "attention":
+            raise ValueError(
+                f"model.image_as: attention looks at the places of a picture, and data.images.features: {features} numbers have none; "
+                "set image_as: first_step or first_input"
+            )
+        if self.task == "caption" and features is None and self.data.images.size < 1 << (1 + self.model.cnn.stages):
+            raise ValueError(
+                f"model.cnn.stages: {self.model.cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
+                f"{self.data.images.size}; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sought(self) -> Config:
         if self.decoding.ctc_weight and not self.model.decoder.ctc_weight:
             raise ValueError(
                 f"decoding.ctc_weight: {self.decoding.ctc_weight:g} asks what CTC thinks, and model.decoder.ctc_weight: 0 trains none; "
                 "set that above 0 before training, or leave decoding.ctc_weight out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _summed(self) -> Config:
+        model, features = self.model, self.data.audio.features
+        if self.task == "transcribe" and model.residual and model.num_layers == 1 and features != model.output_size:
+            raise ValueError(
+                f"model.residual: true adds nothing: the encoder's one plain layer reads {features} features a frame and hands up "
+                f"{model.output_size}, and a level of model.pyramid reads several steps as one; set model.num_layers to 2 or more, "
+                "or leave residual out"
             )
         return self
 
@@ -782,6 +886,13 @@ def _expectation(key: str, complaint: Mapping[str, Any]) -> str:
 def _section(model: type[Section], key: str) -> type[Section] | None:
     annotation = model.model_fields[key].annotation if key in model.model_fields else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def keys_of(section: str) -> list[str]:
+    """The keys of a section and of those in it, each with its sections before it: `model.dropout.input`."""
+    inner = [(name, keys) for name, keys in _sections() if f"{name}.".startswith(f"{section}.")]
+    names = {name for name, _ in inner}
+    return [key for name, keys in inner for one in keys if (key := f"{name}.{one}") not in names]
 
 
 def _sections(name: str = "", model: type[Section] = Config) -> Iterator[tuple[str, list[str]]]:

@@ -10,9 +10,9 @@ Axes: S encoder steps, L characters, B batch, K hypotheses (beam width), V vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from torch import Tensor
 from charrnn.config import DecodingConfig
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.models.char_rnn import CharRNN
-from charrnn.models.speller import Encoded, Spelling
-from charrnn.models.transcriber import CTC_BLANK, Transcriber
+from charrnn.models.transcriber import CTC_BLANK
+from charrnn.models.writer import PlaceT, SourceT, Writer
 from charrnn.ops.cells import State
 
 CANDIDATES = 40  # characters, of each hypothesis the likeliest by the decoder, of which the encoder is asked too
 ENOUGH = 8  # characters that may be written of anything, however short
+Draw = Callable[[Tensor], Tensor]  # log probabilities of the next characters (B, V), -inf of what is never written -> one of each (B,)
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,19 @@ def longest(steps: int, config: DecodingConfig) -> int:
 
 
 @torch.inference_mode()
-def greedy(model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig) -> list[Hypothesis]:
-    """The likeliest next character, again and again, of each sequence. The length that is allowed is each sequence's own.
+def greedy(
+    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, draw: Draw | None = None
+) -> list[Hypothesis]:
+    """The likeliest next character, again and again, of each sequence; with `draw` what it draws from the logits instead.
 
-    An end behind as many characters as are allowed is one still.
+    The length that is allowed is each sequence's own. An end behind as many characters as are allowed is one still.
     """
     end = vocabulary.end
     assert end is not None
-    steps, batch, _ = encoded.outputs.shape
-    lengths = [steps] * batch if encoded.lengths is None else encoded.lengths.tolist()
+    batch, lengths = encoded.columns, encoded.steps()
     limits = [longest(length, config) for length in lengths]
-    forbidden = _forbidden(vocabulary, encoded.outputs.device)
-    spelling, ids = model.start(encoded), torch.full((batch,), end, device=encoded.outputs.device)
+    forbidden = _forbidden(vocabulary, encoded.device)
+    spelling, ids = model.start(encoded), torch.full((batch,), end, device=encoded.device)
     written: list[list[int]] = [[] for _ in range(batch)]
     nats: list[list[float]] = [[] for _ in range(batch)]
     alignments: list[Tensor] = []
@@ -74,10 +76,10 @@ def greedy(model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config:
     while not all(ended[b] or cut[b] for b in range(batch)):
         logits, spelling = model.next(ids, spelling, encoded)
         odds = (logits.float() + forbidden).log_softmax(-1)  # (B, V)
-        best = odds.max(-1)
-        ids = best.indices
+        ids = odds.argmax(-1) if draw is None else draw(odds)  # (B,)
+        costs = odds.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         alignments.append(spelling.alignment.float().cpu())
-        for b, (chosen, log_p) in enumerate(zip(ids.tolist(), best.values.tolist())):
+        for b, (chosen, log_p) in enumerate(zip(ids.tolist(), costs.tolist())):
             if ended[b] or cut[b]:
                 continue
             if chosen != end and len(written[b]) == limits[b]:
@@ -188,23 +190,62 @@ class PrefixScorer:
 class _Beam(NamedTuple):
     """Beginnings, the likeliest first."""
 
-    ids: list[list[int]]
-    nats: list[list[float]]
     decoder: Tensor  # (K,) log P by the decoder, float64
     language: Tensor  # (K,) by the language model
-    spelling: Spelling
-    looked: Tensor  # (i, S, K) where each has looked so far
+    spelling: Any  # a Place of the model's own
+
+
+class _Step(NamedTuple):
+    """The last character of each of the beginnings, and behind which of the step before it stands."""
+
+    rows: list[int]  # of each of K
+    ids: list[int]
+    nats: list[float]
+    looked: Tensor  # (S, K of the step before) where these looked for it
+
+
+class _Ended(NamedTuple):
+    """A text that has come to its end."""
+
+    score: float
+    steps: int
+    row: int  # of the last of its steps
+    nats: float  # that the end cost
+
+
+def _traced(steps: Sequence[_Step], row: int, score: float, end: float | None, width: int) -> Hypothesis:
+    """The text that leads to a row of the last of these steps, read from its end to its beginning: of all others nothing is copied.
+
+    `end`: what its end cost, if that has come; `width`: S.
+    """
+    ids, nats, looked = list[int](), [] if end is None else [end], list[Tensor]()
+    for step in reversed(steps):
+        ids.append(step.ids[row])
+        nats.append(step.nats[row])
+        row = step.rows[row]
+        looked.append(step.looked[:, row])
+    alignment = torch.stack(looked[::-1]) if looked else torch.zeros(0, width)
+    return Hypothesis(ids[::-1], nats[::-1], score, end is not None, alignment)
 
 
 @torch.inference_mode()
 def beam_search(
-    model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
+    model: Writer[SourceT, PlaceT],
+    encoded: SourceT,
+    vocabulary: Vocabulary,
+    config: DecodingConfig,
+    fusion: Fusion | None = None,
+    *,
+    count: int = 1,
 ) -> list[Hypothesis]:
-    """The likeliest texts of one sequence, the best first: at least one, and no more than `beam_width`.
+    """The likeliest texts of one sequence, no two the same, the best first: at least one, and no more than `beam_width`.
 
-    A text has come to its end where that is among the `beam_width` likeliest ways to go on; so a beam of 1 is greedy.
+    A text has come to its end where that is among the `beam_width` likeliest ways to go on; so a beam of 1 is greedy. The search ends
+    where nothing can overtake the best `count` any more. Where fewer have come to an end, the likeliest others stand behind them, marked
+    as unfinished.
 
     encoded   of one column, without padding
+    count     up to `beam_width`
     score     (1 - λ) log P_decoder + λ log P_encoder + β log P_language, over ((5 + n) / 6)^α for n characters and the end, λ being
               ctc_weight, β the fusion's weight and α length_normalization (Wu et al. 2016, equation 14)
 
@@ -218,18 +259,18 @@ def beam_search(
         if logits is None:
             raise ValueError("ctc_weight is above 0, and the model was trained without a CTC head")
         scorer = PrefixScorer(logits[:, 0])
-    device, steps = encoded.outputs.device, encoded.outputs.size(0)
+    device, (steps,) = encoded.device, encoded.steps()
     forbidden = _forbidden(vocabulary, torch.device("cpu"))
     prefixes = scorer.begin() if scorer else None
     read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
     none = torch.zeros(1, dtype=torch.float64)
-    beam = _Beam([[]], [[]], none, none, model.start(encoded), torch.zeros(0, steps, 1))
-    score, last = 0.0, torch.tensor([end])  # of the likeliest, before it is normalised, and what each has written last
-    ended: list[Hypothesis] = []
+    beam = _Beam(none, none, model.start(encoded))
+    reached, last = none, torch.tensor([end])  # of each, its score before it is normalised, and what it has written last
+    written: list[_Step] = []
+    ended: list[_Ended] = []
     limit = longest(steps, config)
     for length in range(limit + 1):
-        width = len(beam.ids)
-        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, width))
+        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, len(last)))
         odds = (logits.float().cpu() + forbidden).log_softmax(-1).double()  # (K, V)
         decoder = beam.decoder.unsqueeze(-1) + odds
         total = (1 - config.ctc_weight) * decoder
@@ -246,41 +287,39 @@ def beam_search(
         possible = best.values > -torch.inf
         totals, rows, ids = (found[possible] for found in (best.values, best.indices // total.size(1), best.indices % total.size(1)))
         for k, value in zip(rows[ids == end].tolist(), totals[ids == end].tolist()):
-            nats = [*beam.nats[k], -float(odds[k, end])]
-            ended.append(Hypothesis(beam.ids[k], nats, _normalised(value, length, config), True, beam.looked[:, :, k]))
-        ended = sorted(ended, key=lambda hypothesis: -hypothesis.score)[: config.beam_width]
+            ended.append(_Ended(_normalised(value, length, config), length, k, -float(odds[k, end])))
+        ended = sorted(ended, key=lambda text: -text.score)[: config.beam_width]
         totals, rows, ids = (found[ids != end] for found in (totals, rows, ids))
         if length == limit or not len(ids):
             break
         # A score only falls as a text grows; what is left of it at the longest is the most that any of these can still reach.
-        if ended and ended[0].score >= _normalised(float(totals[0]), limit, config):
+        if len(ended) >= count and ended[count - 1].score >= _normalised(float(totals[0]), limit, config):
             break
-        beam = _Beam(
-            [[*beam.ids[k], i] for k, i in zip(rows.tolist(), ids.tolist())],
-            [[*beam.nats[k], -float(odds[k, i])] for k, i in zip(rows.tolist(), ids.tolist())],
-            decoder[rows, ids],
-            spoken[rows, ids],
-            spelling.rows(rows.to(device)),
-            torch.cat([beam.looked[:, :, rows], spelling.alignment[:, rows.to(device)].float().cpu().unsqueeze(0)]),
-        )
-        score, last = float(totals[0]), ids
+        written.append(_Step(rows.tolist(), ids.tolist(), (-odds[rows, ids]).tolist(), spelling.alignment.float().cpu()))
+        beam = _Beam(decoder[rows, ids], spoken[rows, ids], spelling.rows(rows.to(device)))
+        reached, last = totals, ids
         if scorer and prefixes:
             prefixes = scorer.extend(prefixes, rows, ids)
         if fusion:
             read = None if read is None else tuple(tuple(part[rows.to(part.device)] for part in layer) for layer in read)
             read, expected = fusion.go_on(ids, read)
-    if ended:
-        return ended
-    return [Hypothesis(beam.ids[0], beam.nats[0], _normalised(score, len(beam.ids[0]), config), False, beam.looked[:, :, 0])]
+    found = [_traced(written[: text.steps], text.row, text.score, text.nats, steps) for text in ended]
+    known = {tuple(text.ids) for text in found}  # whose end was not their only way to go on
+    for row, total in enumerate(reached.tolist()):
+        if len(found) >= count:
+            break
+        text = _traced(written, row, _normalised(total, len(written), config), None, steps)
+        found += [text] if tuple(text.ids) not in known else []
+    return found
 
 
 def decode(
-    model: Transcriber, encoded: Encoded, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
+    model: Writer[SourceT, PlaceT], encoded: SourceT, vocabulary: Vocabulary, config: DecodingConfig, fusion: Fusion | None = None
 ) -> list[Hypothesis]:
     """The likeliest text of each sequence as `config` has it sought. Raises ValueError as beam_search does."""
     if config.beam_width == 1 and not config.ctc_weight and fusion is None:
         return greedy(model, encoded, vocabulary, config)
-    return [beam_search(model, encoded.column(b), vocabulary, config, fusion)[0] for b in range(encoded.outputs.size(1))]
+    return [beam_search(model, encoded.column(b), vocabulary, config, fusion)[0] for b in range(encoded.columns)]
 
 
 def _normalised(score: float, length: int, config: DecodingConfig) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 LONGEST = 2000  # characters of a message
 NAMED = 8  # things that a message names before it only counts them
+SAID = 20  # faults that are said, a line each, before they are only counted
 
 
 class UserError(ValueError):
@@ -18,6 +19,11 @@ class UserError(ValueError):
         line = printable(" ".join(message.splitlines()))
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
+    @property
+    def lines(self) -> list[str]:
+        """What a person is told, a line each."""
+        return [str(self)]
+
 
 class ConfigError(UserError):
     """A configuration that cannot mean anything."""
@@ -25,6 +31,23 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Text that cannot be read or used."""
+
+
+class Faults(DataError):
+    """What is wrong with each of several examples. As a text, the first of them and how many more there are; `lines` has them all."""
+
+    def __init__(self, faults: Sequence[DataError], places: Iterable[int] = ()) -> None:
+        """At least one. `places`: which of the examples that were to be read they are of, where that is known."""
+        self.faults = tuple({str(fault): fault for fault in faults}.values())  # a manifest may be that of two splits
+        self.places = frozenset(places)
+        others = f" (and {len(self.faults) - 1:,} more)" if len(self.faults) > 1 else ""
+        super().__init__(f"{self.faults[0]}{others}")
+
+    @property
+    def lines(self) -> list[str]:
+        """One for each; of very many the first, and how many more."""
+        more = len(self.faults) - SAID
+        return [str(fault) for fault in self.faults[:SAID]] + ([f"and {more:,} more that cannot be used"] if more > 0 else [])
 
 
 class CheckpointError(UserError):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from charrnn.checkpoint import Loaded
-from charrnn.config import HEARD, Config, build_config
+from charrnn.config import HEARD, SEEN, Config, build_config
 from charrnn.data.corpus import Corpus
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, counted
@@ -40,7 +40,8 @@ SHAPE = (
     "model.tied_embeddings", "model.layer_norm", "model.bigrams.max_size", "model.bigrams.size",
     "model.pyramid.levels", "model.pyramid.reduction", "model.decoder.hidden_size", "model.decoder.num_layers",
     "model.decoder.attention", "model.decoder.attention_size", "model.decoder.location_filters", "model.decoder.location_width",
-    *HEARD,
+    "model.image_as", "model.cnn.width", "model.cnn.stages", "model.cnn.blocks",
+    *HEARD, *SEEN,
 )  # fmt: skip
 ANSWER = ("model.pooling", "model.crf")  # of what answers
 NAMED = 8  # characters that a note lists before it only counts them
@@ -100,9 +101,11 @@ def widen(loaded: Loaded, vocabulary: Vocabulary, *, head: bool = True) -> dict[
     shares = sources == loaded.vocabulary.unknown  # (W,)
     weights = {}
     by_id = [name for name in BY_ID if name == "embedding.weight" or not loaded.labels]
-    by_id += [f"speller.{name}" for name in by_id]
+    by_id += [f"{writer}.{name}" for writer in ("speller", "teller") for name in by_id]
     for name, weight in loaded.weights.items():
         if not (head or name.startswith(("embedding.", "bigrams.", "recurrent."))):
+            continue
+        if name.startswith("fragments."):  # the new text has others
             continue
         if name.startswith("bigrams.") and loaded.vocabulary.symbols != vocabulary.symbols:
             continue

@@ -98,7 +98,7 @@ class Shards:
         tally = Tally.zero(self._device)
         for window in windows:
             part = self._part(window, k)
-            if part.inputs.size(1) == 0:
+            if part.columns == 0:
                 continue
             with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
                 loss, found, self._carried[k] = self._task.loss(
@@ -113,10 +113,7 @@ class Shards:
     def _part(self, batch: Batch, k: int) -> Batch:
         if len(self._carried) == 1:
             return batch
-        columns = self._columns(batch.inputs.size(1), k)
-        lengths = None if batch.lengths is None else batch.lengths[columns]
-        # The columns are the last axis of targets, which may have no other.
-        return Batch(batch.inputs[:, columns].contiguous(), batch.targets[..., columns].contiguous(), lengths, batch.continues)
+        return batch.part(self._columns(batch.columns, k))
 
     def _columns(self, count: int, k: int) -> slice:
         """The group's own of so many columns."""

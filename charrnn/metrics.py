@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charrnn.errors import UserError
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -200,6 +202,40 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
         for j, other in enumerate(second, start=1):
             corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (mine != other))
     return row[-1]
+
+
+@dataclass(frozen=True)
+class Bleu:
+    """How many short sequences of words what was written shares with what others have written of the same (Papineni et al. 2002)."""
+
+    scores: tuple[float, ...]  # BLEU-1, -2, …, each 0..100
+    signature: str  # how it was counted, as sacreBLEU says it
+
+
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], most: int = 4) -> Bleu:
+    """BLEU-1 to -`most` of a corpus by sacreBLEU, each answer against all its references, upper and lower case alike.
+
+    Words are those of mteval-v13a; where most of the references' letters are Chinese, each character is one. Raises UserError where
+    sacreBLEU is not installed.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise UserError("BLEU is left out, for it needs sacrebleu, which is not installed; pip install 'charrnn[bleu]'") from None
+    letters = [character for texts in references for text in texts for character in text if character.isalpha()]
+    by_character = 2 * sum(map(_is_han, letters)) > len(letters)
+    width = max(map(len, references))
+    streams = [[texts[k] if k < len(texts) else None for texts in references] for k in range(width)]  # one caption of each, or none
+    scores: list[float] = []
+    # force: some corpora are written with a space before each full stop, which is no mistake of whoever measures on them.
+    for n in range(1, most + 1):
+        metric = BLEU(tokenize="char" if by_character else "13a", lowercase=True, force=True, max_ngram_order=n)
+        scores.append(float(metric.corpus_score(list(answers), streams).score))
+    return Bleu(tuple(scores), str(metric.get_signature().format(short=False)))
+
+
+def _is_han(character: str) -> bool:
+    return "\u3400" <= character <= "\u9fff" or "\U00020000" <= character <= "\U000323af"
 
 
 def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:

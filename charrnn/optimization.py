@@ -75,9 +75,17 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def give(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows."""
+    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows.
+
+    A dense one comes to lie in memory as its parameter does, as `backward` itself sees to: torch's fused optimizers read both as they
+    lie, and that of a convolution over channels_last lies in another order.
+    """
     for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient if isinstance(optimizer, Adam) else gradient.to_dense()
+        if not (gradient.is_sparse and isinstance(optimizer, Adam)):
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            if gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+        parameter.grad = gradient
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -151,12 +159,15 @@ class Schedule:
 
 
 class Average:
-    """An exponential average of the weights over the steps, held by a model of its own that can be evaluated and saved."""
+    """An exponential average of the weights over the steps, held by a model of its own that can be evaluated and saved.
+
+    Running means that a model keeps of what it has seen are averaged too, though no loss moves them: they belong to the weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
-        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.requires_grad]
+        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.is_floating_point()]
         self._averaged: list[Tensor] = [own for own, _ in pairs]
         self._followed: list[Tensor] = [other for _, other in pairs]
 

@@ -80,7 +80,7 @@ def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
         device=str(device),
         precision=str(precision).removeprefix("torch."),
         backend=explain(config.model.backend, request),
-        shards=shard_count(device, max(batch.inputs.size(1) for batch in batches), config.train.shards),
+        shards=shard_count(device, max(batch.columns for batch in batches), config.train.shards),
         notes=[*task.notes(), *_without_effect(task)],
         warnings=warnings,
     )

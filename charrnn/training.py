@@ -460,8 +460,9 @@ class Trainer:
         except ValueError as error:
             raise unfit_state(self.run.state, str(error)) from None
         if state["text"] != _fingerprint(self.task):
-            remedy = f"put it back, or start another run with --init-from {self.run.path}"
-            raise UserError(f"{self.run.path}: cannot resume: the text has changed since; {remedy}")
+            what, remedy = self.task.corpus.what, f"start another run with --init-from {self.run.path}"
+            fact = "the text has changed since; put it back" if what == "text" else f"the {what} have changed since; put them back"
+            raise UserError(f"{self.run.path}: cannot resume: {fact}, or {remedy}")
         try:
             self._check_sizes(state)
             self.restore(state)

@@ -49,11 +49,13 @@ LEFT = {
     "search": "data sampling constraints",
     "filling": "data sampling",
     "transcribing": "config data models decoding",
+    "captioning": "config device data models sampling decoding tasks",
+    "gallery": "data captioning",
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing decoding plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 

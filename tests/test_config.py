@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charrnn.config import ALIASES, Config, DataConfig, build_config, load_config, parse_yaml
+from charrnn.config import ALIASES, Config, DataConfig, build_config, keys_of, load_config, parse_yaml
 from charrnn.errors import ConfigError
 
 LEAST = "data: {path: a.txt}\ntrain: {max_steps: 9}\n"
@@ -75,6 +75,13 @@ TASKS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("classify", {"data": {"documents": "lines"}}, "data.format: task classify reads text and label from named columns"),
     (
+        "transcribe",
+        {"model": {"residual": True, "hidden_size": 32}},
+        "model.residual: true adds nothing: the encoder's one plain layer reads 40 features a frame and hands up 64, and a level of",
+    ),
+    ("transcribe", {"data": {"format": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
+    ("transcribe", {"data": {"documents": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
+    (
         "tag",
         {"data": {"format": "csv"}},
         "data.labels: column reads labels from CoNLL columns, and the text is",
@@ -106,6 +113,25 @@ def test_what_a_task_cannot_mean_is_blamed_on_the_flag_that_says_it(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert str(caught.value).startswith(f"--set {override!r}: {override.partition('=')[0]}: ")
+
+
+def test_the_keys_of_a_section_are_those_that_hold_something() -> None:
+    keys = keys_of("model.dropout")
+    assert {"model.dropout.input", "model.dropout.locked"} < set(keys) and len(keys) == len(set(keys)) == 8
+    assert "model.cell" in keys_of("model") and not {"model.dropout", "model.pyramid", "data.path"} & set(keys_of("model"))
+
+
+def test_layers_of_an_encoder_that_are_equally_wide_may_be_summed() -> None:
+    settings = {"task": "transcribe", "data": {"path": "a.tsv"}, "train": {"max_steps": 9}}
+    for model in ({"num_layers": 2}, {"hidden_size": 20}):
+        assert build_config(settings | {"model": {"residual": True} | model}, "run.yaml").model.residual
+
+
+def test_a_format_that_a_task_cannot_read_is_blamed_and_not_the_column_that_it_takes() -> None:
+    settings = {"task": "transcribe", "data": {"path": "a.tsv"}, "train": {"max_steps": 9}}
+    with pytest.raises(ConfigError, match=r"^--set 'data.format=lines': data.format: task transcribe reads recording and transcript from"):
+        build_config(settings, "run.yaml", ["data.format=lines"])
+    assert build_config(settings, "run.yaml", ["data.format=csv"]).data.field == "transcript"
 
 
 @pytest.mark.parametrize(
@@ -382,6 +408,12 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
             "data.example_length: 9 is of task fill, classify and tag, and task is lm; ",
         ),
         ("data: {path: a, blanks: {line_rate: 0.5}}", "data.blanks.line_rate: 0.5 is of task fill, and task is lm; "),
+        ("data: {path: a, images: {size: 64}}", "data.images.size: 64 is of task caption, and task is lm; leave it out, or set"),
+        ("data: {path: a, images: {augment: {crop: 0.7}}}", "data.images.augment.crop: 0.7 is not valid; expected a number less than or"),
+        (
+            "data: {path: a, images: {features: 9, augment: {flip: true}}}",
+            "data.images: augment changes pixels, and features says that others have made features of them; leave one of them out",
+        ),
         ("data: {path: a, format: conll}", "data.format: conll is of task tag with labels: column, and task is lm; set another format"),
         ("model: {pooling: mean}", "model.pooling: 'mean' is of task classify, and task is lm; "),
         ("model: {crf: true}", "model.crf: true is of task tag, and task is lm; "),
@@ -401,6 +433,10 @@ def test_unknown_keys(tmp_path: Path, text: str, message: str) -> None:
         ("data:", "data: path is missing; "),
         ("data: {path: a, source: python-stdlib}", "data: path 'a' is given together with source: python-stdlib; leave one of them out"),
         ("data: {path: a, val_fraction: 1}", "data.val_fraction: 1 is not valid; expected a number less than 1"),
+        (
+            "data: {path: a, audio: {max_seconds: 0.05}}",
+            "data.audio.max_seconds: 0.05 is not valid; expected a number greater than or equal to 0.1",
+        ),
         ("data: {path: a, val_fraction: -0.1}", "data.val_fraction: -0.1 is not valid; expected a number greater than or equal to 0"),
         (
             "data: {path: a, val_fraction: 0.6, test_fraction: 0.4}",

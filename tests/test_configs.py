@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from charrnn.config import load_config
 from charrnn.optimization import build_optimizer
@@ -33,12 +34,18 @@ def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> Non
         text.write_text("audio\ttranscript\n" + "".join(f"{i}.npy\tsaid {i}\n" for i in range(8)), encoding="utf-8")
         for i in range(8):
             np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).normal(size=(30 + i, shipped.data.audio.num_mels)).astype(np.float32))
+    elif shipped.task == "caption":
+        text = tmp_path / "captions.tsv"
+        text.write_text("image\tcaption\n" + "".join(f"{i // 2}.png\tpicture {i}\n" for i in range(16)), encoding="utf-8")
+        for i in range(8):
+            Image.new("RGB", (40, 30), (30 * i, 0, 0)).save(tmp_path / f"{i}.png")
     elif shipped.task == "classify" or shipped.data.field:
         text = table
     elif shipped.task == "tag" and shipped.data.labels == "column":
         text = columns
     overrides = [f"data.path={text}", "data.val_path=null", "data.test_path=null", "data.source=files", "data.vocabulary.min_count=1"]
     overrides.append(f"data.cache={tmp_path / 'cache'}")
+    overrides += ["data.images.folder=null"] if shipped.task == "caption" else []
     # A full-size model steps as well as a small one, only slower.
     shorter = ["train.tbptt_window=5"] if shipped.is_windowed else []
     config = load_config(path, [*overrides, "train.batch_size=2", *shorter])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from charrnn.config import DecodingConfig, ModelConfig
 from charrnn.data.vocabulary import Vocabulary
@@ -212,6 +213,33 @@ def test_all_that_can_be_said_is_found_where_nothing_ends_the_search() -> None:
     assert len(found) >= 27
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("length_normalization", [0.0, 2.0])
+def test_the_best_few_of_a_beam_are_the_best_of_all_texts(length_normalization: float, count: int) -> None:
+    """The search goes on until none can overtake any of them."""
+    for seed in range(3):
+        model = transcriber(seed)
+        config = settings(beam_width=1000, length_normalization=length_normalization, max_length=3)
+        encoded = heard(model).column(seed)
+        found = beam_search(model, encoded, VOCABULARY, config, count=count)[:count]
+        assert [tuple(one.ids) for one in found] == [text for text, _ in ranked(model, encoded, config, None)[:count]]
+        assert all(one.finished for one in found)
+
+
+def test_where_fewer_have_come_to_an_end_the_likeliest_others_stand_behind_them() -> None:
+    """An a may end; what begins otherwise never does."""
+    model = scripted({END: A, A: END, B: C, C: B})
+    with torch.no_grad():
+        model.speller.head.bias[END] = -30.0
+    config = settings(beam_width=4, max_length=3, length_normalization=0.0)
+    found = beam_search(model, heard(model, (6,)).column(0), VOCABULARY, config, count=4)
+    ended = [one for one in found if one.finished]
+    assert len(found) == len({tuple(one.ids) for one in found}) == 4 and 0 < len(ended) < 4
+    assert found[: len(ended)] == ended and all(len(one.ids) == len(one.nats) == 3 for one in found[len(ended) :])
+    for some in (ended, found[len(ended) :]):
+        assert [one.score for one in some] == sorted((one.score for one in some), reverse=True)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_text_longer_than_the_steps_is_none_to_the_encoder(language: str) -> None:
     """One step has room for one character, whatever the decoder would rather write."""
@@ -292,6 +320,31 @@ def test_who_hardly_ever_ends_is_not_cut_off_where_it_would_cost_least() -> None
     for beam_width in (1, 3):
         (found, *_) = beam_search(model, heard(model).column(0), VOCABULARY, settings(beam_width=beam_width, max_length=6))
         assert not found.finished and len(found.ids) == 6
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many numbers torch writes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.count += sum(part.numel() for part in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(part, Tensor))
+        return found
+
+
+def test_a_text_twice_as_long_is_twice_the_work() -> None:
+    """Nothing that grows with what has been written is copied at each character of it."""
+    model = transcriber(3)
+    with torch.no_grad():
+        model.speller.head.bias[END] = -math.inf
+    encoded, work = heard(model).column(3), []
+    for length in (60, 120, 240):
+        with Counting() as counting:  # type: ignore[no-untyped-call]
+            found = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.0, max_length=length))
+        assert len(found[0].ids) == length and len(found[0].alignment) == length
+        work.append(counting.count)
+    assert work[2] - work[1] < 2.1 * (work[1] - work[0])
 
 
 def test_an_end_behind_the_last_character_that_is_allowed_is_an_end() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from charrnn.errors import LONGEST, ConfigError, DataError, UserError, did_you_mean, short
+from charrnn.errors import LONGEST, SAID, ConfigError, DataError, Faults, UserError, did_you_mean, short
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ def test_a_value_in_a_message_is_short() -> None:
 def test_errors_are_one_line() -> None:
     for kind in (UserError, ConfigError, DataError):
         assert str(kind("runs/a\nb\r\nc\u2028d: missing")) == "runs/a b c d: missing"
+
+
+def test_of_many_faults_the_first_have_a_line_each_and_the_others_are_counted() -> None:
+    faults = [DataError(f"line {n}") for n in range(2000)]
+    assert Faults(faults[:1]).lines == ["line 0"] == [str(Faults(faults[:1]))] == UserError("line 0").lines
+    assert Faults([*faults[:SAID], faults[0]]).lines == [f"line {n}" for n in range(SAID)]
+    assert Faults(faults).lines == [*(f"line {n}" for n in range(SAID)), f"and {2000 - SAID:,} more that cannot be used"]
 
 
 def test_did_you_mean() -> None:

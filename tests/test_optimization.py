@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from charrnn.config import TrainConfig
+from charrnn.layers.vision import Standardization
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, clip, give
 
 
@@ -101,6 +102,22 @@ def test_the_named_optimizer_lowers_a_loss(name: str) -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "sgd"])
+def test_a_gradient_in_another_order_of_memory_gives_the_same_step(name: str) -> None:
+    gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        model = nn.Conv2d(3, 4, 3, bias=False)
+        with torch.no_grad():
+            model.weight.zero_()
+        optimizer = build_optimizer(TrainConfig.model_validate({"optimizer": name, "weight_decay": 0, "max_steps": 1}), model)
+        give(optimizer, list(model.parameters()), [gradient.contiguous(memory_format=order)])
+        optimizer.step()
+        moved.append(model.weight.detach().clone())
+    assert moved[0].any()
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=0)
+
+
 def test_weight_decay_pulls_on_matrices_only() -> None:
     model = nn.Linear(3, 2)
     optimizer = build_optimizer(settings(weight_decay=0.1), model)
@@ -150,6 +167,21 @@ def test_average_follows_the_ramp() -> None:
     (averaged,) = average.model.parameters()
     torch.testing.assert_close(averaged.detach(), expected)
     assert not averaged.requires_grad
+
+
+def test_average_follows_running_means_that_no_loss_moves() -> None:
+    """Else what is evaluated and saved would see with the means that it began with."""
+    torch.manual_seed(0)
+    seen = Standardization(2)
+    model = nn.Sequential(nn.Linear(3, 2), seen)
+    average = Average(model, 0.9)
+    for step in range(1, 400):
+        model(torch.rand(1, 8, 3))
+        average.update(step)
+    own = average.model.get_submodule("1")
+    assert isinstance(own, Standardization)
+    torch.testing.assert_close(own.mean, seen.mean, rtol=0.1, atol=0.1 * float(seen.mean.abs().max()))
+    torch.testing.assert_close(own.variance, seen.variance, rtol=0.1, atol=0.0)
 
 
 def test_average_keeps_a_shared_matrix_shared() -> None:

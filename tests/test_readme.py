@@ -27,7 +27,8 @@ def commands() -> list[str]:
     for name in DOCUMENTS:
         for block in re.findall(r"```bash\n(.*?)```", text(name), flags=re.DOTALL):
             found += [line for line in block.splitlines() if line.strip()]
-        found += re.findall(r"`(charrnn (?:train|sample|eval|info|backends|(?:score|fill|classify|tag|transcribe) )[^`\n]*)`", text(name))
+        alone, asking = "train|sample|eval|info|backends", "score|fill|classify|tag|transcribe|caption"
+        found += re.findall(rf"`(charrnn (?:{alone}|(?:{asking}) )[^`\n]*)`", text(name))
     return list(dict.fromkeys(found))
 
 
@@ -36,7 +37,7 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 
 def test_there_are_commands_of_every_kind() -> None:
     told = {line.split()[1] for line in OURS}
-    assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe"}
+    assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe", "caption"}
 
 
 @pytest.mark.parametrize("line", OURS)

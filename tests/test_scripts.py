@@ -1,4 +1,4 @@
-"""The scripts that make recordings: what they write follows from the seed, and says what its transcript says."""
+"""The scripts that make recordings and pictures: what they write follows from the seed, and is what its text says it is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+from PIL import Image
 
 from charrnn.config import DataConfig
+from charrnn.data import captions
 from charrnn.data.files import sources
 from charrnn.data.utterances import Utterance, manifest
 
 ROOT = Path(__file__).parent.parent
 TONES = ROOT / "data/sample/tones"
+SHAPES = ROOT / "data/sample/shapes"
 SPOKEN = {"zero": 300, "one": 700, "two": 1500}  # Hz
 Ran = Callable[..., tuple[int, str]]
 SPEAKERS = ("ann", "van_der_berg")
@@ -199,4 +202,100 @@ def test_recordings_that_do_not_fit_are_named(ran: Ran, digits: Path, tmp_path: 
     assert code == 2 and "names no recordings; expected rows" in said
     (tmp_path / "file").write_text("")
     code, said = ran("make_tones.py", "--out", tmp_path / "file")
+    assert code == 2 and said.count("\n") == 1 and "name another folder with --out" in said
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts/make_shapes.py"))
+
+
+def captioned(path: Path) -> list[tuple[Path, str]]:
+    """Each picture of a manifest with its one caption."""
+    config = DataConfig(path=str(path), field="caption")
+    found = [row for row in captions.manifest(config, sources([path]), []) if isinstance(row, captions.Captioned)]
+    assert all(len(row.captions) == 1 for row in found) and len(found) == len(path.read_text(encoding="utf-8").splitlines()) - 1
+    return [(row.image, row.captions[0]) for row in found]
+
+
+def pixels_of(path: Path) -> npt.NDArray[np.int64]:
+    """(side, side, 3)."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(np.int64)
+
+
+def test_the_shapes_that_ship_are_those_of_the_script(shapes: dict[str, Any]) -> None:
+    english, chinese = captioned(SHAPES / "captions.tsv"), captioned(SHAPES / "captions-zh.tsv")
+    assert len(english) == 64 and [image for image, _ in english] == [image for image, _ in chinese]
+    for number, ((image, caption), (_, translated)) in enumerate(zip(english, chinese)):
+        seen, picture = shapes["example"](number, 1, 64)
+        assert (caption, translated) == (seen.english(), seen.chinese())
+        # Two versions of Pillow may take a pixel of an edge, four times as fine, for one of the shape and for one of the background.
+        difference = np.abs(pixels_of(image) - np.asarray(picture))
+        assert float(difference.mean()) < 0.5 and int((difference > 8).any(2).sum()) <= 20
+    assert (SHAPES / "val.txt").read_text().split() == [f"pictures/{number:04d}.png" for number in range(48, 64)]
+    assert len(list(SHAPES.rglob("*"))) == 64 + 4 and sum(path.stat().st_size for path in SHAPES.rglob("*")) < 150_000
+    told = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    assert "64 pictures of coloured shapes" in told and "the last 16 in `val.txt`" in told
+
+
+def test_a_caption_says_what_is_seen_and_in_the_one_order(shapes: dict[str, Any]) -> None:
+    """By eye, as far as one that sees which colours there are, how much of each, and where their middles lie, is an eye."""
+    colors = {name: np.array(rgb) for name, (_, rgb) in shapes["COLORS"].items()}
+    kinds = set(shapes["SHAPES"])
+    for image, caption in captioned(SHAPES / "captions.tsv"):
+        pixels = pixels_of(image)
+        found = []
+        for name, color in colors.items():
+            y, x = np.nonzero(np.abs(pixels - color).max(2) <= 12)
+            if len(x) > 20:  # fewer are of an edge, between one colour and another
+                found.append((len(x), name, float(x.mean()), float(y.mean())))
+        found.sort(reverse=True)  # the larger first
+        words = caption.split(" ")
+        assert [word for word in words if word in colors] == [name for _, name, _, _ in found], (image, caption)
+        assert sum(word in kinds for word in words) == len(found)
+        if len(found) == 1:
+            continue
+        (_, _, x1, y1), (_, _, x2, y2) = found
+        across, down = x1 - x2, y1 - y2
+        assert max(abs(across), abs(down)) > 3 * min(abs(across), abs(down)), "beside or above each other without a doubt"
+        relation = ("left of" if across < 0 else "right of") if abs(across) > abs(down) else ("above" if down < 0 else "below")
+        assert f" {relation} " in caption, (image, caption)
+
+
+def test_every_kind_of_shape_has_its_outline(shapes: dict[str, Any]) -> None:
+    """The areas are one, so that the larger of two is larger whatever they are; and the kinds are as their names say."""
+    for kind, corners in (("square", 4), ("triangle", 3), ("star", 10), ("cross", 12)):
+        points = np.array(shapes["outline"](kind, 2.0))
+        x, y = points.T
+        assert len(points) == corners
+        assert abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2 == pytest.approx(4 * np.pi)
+        assert float(np.abs(points.mean(0)).max()) < 1e-9
+    assert shapes["LARGE"][0] ** 2 > 1.9 * shapes["SMALL"][1] ** 2
+
+
+def test_both_languages_say_the_same(shapes: dict[str, Any]) -> None:
+    circle, square = shapes["Shape"]("circle", "red", 0, 0, 0), shapes["Shape"]("square", "orange", 0, 0, 0)
+    scene = shapes["Scene"]((circle, square), "left of")
+    assert (scene.english(), scene.chinese()) == ("a red circle left of an orange square", "一个红色的圆在一个橙色的方块左边")
+    assert (scene._replace(shapes=(square,), relation=None).chinese()) == "一个橙色的方块"
+    random = np.random.default_rng(1)
+    scenes = [shapes["scene"](random) for _ in range(2000)]
+    assert len({scene.english() for scene in scenes}) == len({scene.chinese() for scene in scenes}) > 1000
+
+
+def test_shapes_are_the_same_bytes_each_time_and_others_by_another_seed(ran: Ran, tmp_path: Path) -> None:
+    for folder, seed, count, language in (("a", 3, 3, "both"), ("b", 3, 5, "en"), ("c", 4, 3, "zh")):
+        arguments = ("--count", count, "--val-count", 1, "--seed", seed, "--size", 32, "--language", language, "--out", tmp_path / folder)
+        assert ran("make_shapes.py", *arguments) == (0, "")
+    a, b, c = (contents(tmp_path / folder) for folder in "abc")
+    pictures = [f"pictures/{number:04d}.png" for number in range(3)]
+    assert sorted(a) == ["captions-zh.tsv", "captions.tsv", *pictures, "val.txt"]
+    assert "captions-zh.tsv" not in b and "captions.tsv" not in c
+    assert all(a[name] == b[name] and a[name] != c[name] for name in pictures)  # asked for more, the first are the same
+    assert a["val.txt"] == b"pictures/0002.png\n" and pixels_of(tmp_path / "a" / pictures[0]).shape == (32, 32, 3)
+    code, said = ran("make_shapes.py", "--out", tmp_path / "d", "--count", 4, "--val-count", 4)
+    assert code == 2 and said.count("\n") == 1 and "expected 0 <= --val-count < --count" in said
+    (tmp_path / "file").write_text("")
+    code, said = ran("make_shapes.py", "--out", tmp_path / "file")
     assert code == 2 and said.count("\n") == 1 and "name another folder with --out" in said

@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import classify, data, evaluating, fill, info, sample, tag, train, transcribe
+from charrnn.cli import caption, classify, data, evaluating, fill, info, sample, tag, train, transcribe
+from charrnn.cli.output import tell
 from charrnn.errors import UserError
 
 # What a command can do with less memory.
@@ -26,10 +27,11 @@ LESS_MEMORY = {
     "fill": "lower --top, or set --device cpu",
     "classify": "set --device cpu, or end other programs",
     "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
+    "caption": "lower --beam or --num, or set --device cpu",
 }
 
 app = typer.Typer(
-    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag and transcribe.",
+    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag, transcribe and caption.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,6 +53,7 @@ app.command()(fill.fill)
 app.command()(classify.classify)
 app.command()(tag.tag)
 app.command()(transcribe.transcribe)
+app.command()(caption.caption)
 app.command()(info.info)
 app.command()(info.backends)
 app.add_typer(data.app, name="data")
@@ -68,23 +71,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         explanation = _explain(error, LESS_MEMORY.get(command, "end other programs"))
         if explanation is None:
             raise
-        code, text = explanation
-        typer.echo(f"charrnn: error: {text}", err=True)
+        code, lines = explanation
+        for line in lines:
+            tell(line)
         sys.exit(code)
     raise AssertionError("a command always exits")
 
 
-def _explain(error: Exception, less_memory: str) -> tuple[int, str] | None:
-    """Exit code and line for an exception that is not a bug. What needs torch to be named is only named where torch is loaded."""
+def _explain(error: Exception, less_memory: str) -> tuple[int, list[str]] | None:
+    """Exit code and lines for an exception that is not a bug. What needs torch to be named is only named where torch is loaded."""
     if isinstance(error, UserError):
-        return 2, str(error)
+        return 2, error.lines
     if isinstance(error, MemoryError):
-        return 1, f"out of memory; {less_memory}"
+        return 1, [f"out of memory; {less_memory}"]
     torch, ops = sys.modules.get("torch"), sys.modules.get("charrnn.ops.backends")
     if ops and isinstance(error, ops.UnsupportedBackend):
-        return 2, f"model.backend: {error}; set model.backend: auto"
+        return 2, [f"model.backend: {error}; set model.backend: auto"]
     if torch and isinstance(error, torch.OutOfMemoryError):
-        return 1, f"the GPU is out of memory; {less_memory}"
+        return 1, [f"the GPU is out of memory; {less_memory}"]
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # how torch says it of a CPU
-        return 1, f"out of memory; {less_memory}"
+        return 1, [f"out of memory; {less_memory}"]
     return None

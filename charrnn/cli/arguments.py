@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from charrnn.cli.output import progress_bar, warn
-from charrnn.errors import DataError, UserError, printable
+from charrnn.cli.output import progress_bar, tell, warn
+from charrnn.errors import DataError, Faults, UserError, counted, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +32,18 @@ OWN_TEXT = {"lm": "sample"}
 
 
 def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
-    """The model that a person names. Raises UserError where it is not of `task`, the only one that `command` can do; None: of any."""
+    """The model that a person names, or the newest, and then it is said which.
+
+    Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
+    """
     from charrnn.checkpoint import build_model, find_model, load_model
     from charrnn.device import resolve_device
 
     where = resolve_device(device)
-    loaded = load_model(find_model(model), str(where))
+    path = find_model(model)
+    if model is None:
+        typer.echo(f"charrnn: no model is named, so the newest run is taken: {printable(str(path))}", err=True)
+    loaded = load_model(path, str(where))
     own = loaded.config.task
     if task is not None and own != task:
         needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"
@@ -44,30 +51,77 @@ def load(model: str | None, device: str, task: str | None = None, command: str |
     return loaded, build_model(loaded)
 
 
+class Wanted(NamedTuple):
+    """The files that a command reads, behind a model or alone."""
+
+    what: str  # one of them is
+    endings: frozenset[str]  # a folder's files with other names are left out; whatever is named itself is tried
+    such_as: str
+
+
+def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]]:
+    """The model that stands first, if one does, and the files.
+
+    Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
+    place of a model whose name was mistyped would be to answer with another one.
+    """
+    from charrnn.checkpoint import is_model
+    from charrnn.config import user_path
+
+    first = names[0]
+    if is_model(first):
+        return first, names[1:]
+    path = user_path(first, f"the {wanted.what}")
+    if not path.exists() and path.suffix.lower() not in wanted.endings:
+        expected = f"expected a run directory, a model file or {wanted.what}s"
+        raise UserError(f"{printable(first)}: neither a model nor a {wanted.what}; {expected}")
+    return None, names
+
+
+def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> Iterator[Path]:
+    """The files that a person named. A folder without any becomes a fault, and a folder's files of other kinds are told of."""
+    from charrnn.config import user_path
+    from charrnn.data.files import files_in
+
+    for name in names:
+        path = user_path(name, f"the {wanted.what}")
+        if not path.is_dir():
+            yield path
+            continue
+        inside = files_in(path)
+        found = [file for file in inside if file.suffix.lower() in wanted.endings]
+        if not found:
+            faults.append(DataError(f"{printable(name)}: the folder holds no {wanted.what}s; expected some such as {wanted.such_as}"))
+        elif len(found) < len(inside):
+            warn(f"{printable(name)}: {counted(len(inside) - len(found), 'file')} left out, by their names no {wanted.what}s")
+        yield from found
+
+
 def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     """The configuration of a model, with what the command line changes in it.
 
-    Raises UserError where that is what the model does, or what its features of a recording are.
+    Raises UserError where that is what the model does, what it is made of, or what a recording or a picture is to it.
     """
-    from charrnn.config import HEARD, build_config
+    from charrnn.config import HEARD, SEEN, build_config, keys_of
 
     # Where this machine keeps its cache is not for a model that may come from anywhere to say.
     settings = loaded.config.model_dump(mode="json", exclude={"data": {"cache"}})
     config = build_config(settings, str(loaded.path), set_ or [])
     if config.task != loaded.config.task:
         raise UserError(f"{loaded.path}: a model of task {loaded.config.task}; --set task={config.task} cannot change that; leave it out")
-    for key in HEARD:
+    for key in (*HEARD, *SEEN, *keys_of("model")):
         there, here = (attrgetter(key)(settings) for settings in (loaded.config, config))
         if there != here:
             fact = f"{key} is {there!r}, and --set makes it {here!r}"
-            raise UserError(f"{loaded.path}: {fact}; expected what the weights have learned from, so leave it out")
+            expected = "what the weights have learned from" if key in HEARD else "the model as it was trained"
+            raise UserError(f"{loaded.path}: {fact}; expected {expected}, so leave it out")
     return config
 
 
 def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
     """What a model was trained to do, with the text it learned from, or with a file of a person's own, all of it in split `test`.
 
-    Raises DataError where the text is not there, or is another one. What there is to say of a person's own is said.
+    Raises DataError where the text is not there, or is another one. What there is to say of a person's own is said, its faults too.
     """
     from charrnn.tasks import TASKS, load_task
 
@@ -75,6 +129,8 @@ def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
         task = TASKS[config.task].of_file(config, loaded.vocabulary, loaded.labels, file)
         for note in task.corpus.notes:
             warn(note)
+        for fault in task.corpus.faults:
+            tell(fault)
         return task
     remedy = "give a text with --file, or say where the text is now: --set data.path=…"
     try:
@@ -85,6 +141,9 @@ def task_of(loaded: Loaded, config: Config, file: Path | None = None) -> Task:
 
             task = load_task(config, encoding)
     except DataError as error:
+        if isinstance(error, Faults) and len(error.faults) > 1:
+            lost = f"{loaded.path}: {source_of(config)}, which it was trained on, cannot be read as it was; {remedy}"
+            raise Faults([DataError(lost), *error.faults]) from None
         raise DataError(f"{error}; {remedy}") from None
     for what, same in (("characters", task.vocabulary == loaded.vocabulary), ("labels", task.labels == loaded.labels)):
         if not same:

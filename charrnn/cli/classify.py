@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import expect_place, progress_bar, warn, write_bytes
+from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def classify(
         count += 1
         if isinstance(answer, DataError):
             faults += 1
-            typer.echo(f"charrnn: error: {answer}", err=True)
+            tell(answer)
             continue
         if isinstance(answer.example.labels, str):
             pairs[answer.example.labels, answer.label] += 1
@@ -98,9 +98,7 @@ def classify(
     elif confusion is not None:
         field = config.data.label
         raise UserError(f"--confusion: none of the texts has a label in field {field!r}; name the field with --set data.label=…")
-    if faults:
-        typer.echo(f"{faults:,} of {counted(count, 'text')} could not be used", err=True)
-        raise typer.Exit(2)
+    end_with(faults, f"{faults:,} of {counted(count, 'text')} could not be used")
 
 
 def _examples(config: Config, texts: list[str] | None, file: str | None, notes: list[str]) -> Iterator[Example | DataError]:

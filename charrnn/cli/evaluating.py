@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load, reading_of, split_of, task_of
-from charrnn.cli.output import progress_bar, warn
+from charrnn.cli.output import end_with, progress_bar, warn
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ def evaluate(
     device: Device = "auto",
     set_: Overrides = None,
 ) -> None:
-    """Measure how well a model predicts a text, or the labels of texts."""
+    """Measure how well a model predicts a text, the labels of texts, what is said in recordings, or captions of pictures.
+
+    Of captions it also tells how well they are predicted with other pictures, and with none. Of a manifest of recordings or pictures,
+    each row that cannot be used is named on standard error; the others are measured, and the exit code is 2.
+    """
     loaded, network = load(model, device)
     config = config_of(loaded, set_)
     if per_char and not config.is_windowed:
@@ -88,7 +92,7 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     """Of a model that reads examples, each from a fresh start: the figures of its task."""
     from charrnn.evaluation import measure
     from charrnn.metrics import sayable
-    from charrnn.tasks.task import Described
+    from charrnn.tasks.task import Described, Examining, Findings
 
     task, read = task_of(loaded, config, file), "test" if file else split
     chars, started = len(task.corpus.split(read)), time.perf_counter()
@@ -98,10 +102,20 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
             bar.update(done)
 
         found = measure(task, network, read, progress, printable(str(file)) if file else "")
+    more: Findings | None = None
+    if isinstance(task, Examining):
+        with progress_bar(" examples", None) as bar:
+            more = task.examine(network, read, found, progress)
+        for note in more.notes:
+            warn(note)
+    faults = task.corpus.faults
+    at_fault = f"{counted(len(faults), 'row')} of {printable(str(file))} could not be used as expected"
     count, figures, seconds = int(found.count), found.as_metrics(), time.perf_counter() - started
+    further = dict(more.as_metrics()) if more is not None else {}
     if as_json:
         counts = {"unit": task.unit, "count": count, "chars": chars, "seconds": seconds}
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures), ensure_ascii=False))
+        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures | further), ensure_ascii=False))
+        end_with(len(faults), at_fault)
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
@@ -110,9 +124,12 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
         typer.echo(f"{name:<{width}} {value:>10,.4f}")
     if isinstance(found, Described):
         typer.echo(found.describe())
+    if more is not None:
+        typer.echo(more.describe())
     if file:
         share = task.corpus.unknown / max(1, len(task.corpus.ids))
         typer.echo(f"{share:.2%} of the characters are unknown to the model, and were read as unknown")
+    end_with(len(faults), at_fault)
 
 
 def _evaluate_beside(

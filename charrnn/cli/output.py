@@ -23,6 +23,18 @@ def warn(text: str) -> None:
     typer.echo(f"charrnn: warning: {text}", err=True)
 
 
+def tell(fault: object) -> None:
+    """What cannot be used, while what can be is."""
+    typer.echo(f"charrnn: error: {fault}", err=True)
+
+
+def end_with(faults: int, summary: str) -> None:
+    """The last line and the exit code of a command that has told of so many faults; nothing where there are none."""
+    if faults:
+        typer.echo(summary, err=True)
+        raise typer.Exit(2)
+
+
 def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:
     """For work during which a terminal would else be silent for long."""
     from tqdm import tqdm

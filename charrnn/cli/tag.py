@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import expect_place, progress_bar, warn, write
+from charrnn.cli.output import expect_place, progress_bar, tell, warn, write
 from charrnn.errors import DataError, UserError, characters_listed, printable
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def tag(
         for piece in pieces:
             typer.echo(piece, nl=False)
     for fault in faults:
-        typer.echo(f"charrnn: error: {fault}", err=True)
+        tell(fault)
     if faults:
         raise typer.Exit(2)
 

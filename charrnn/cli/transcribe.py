@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, config_of, load
-from charrnn.cli.output import expect_place, progress_bar, warn, write_bytes
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
+from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from charrnn.decoding import Fusion
     from charrnn.transcribing import Transcript
 
-# Files of a folder with other names are left out; whatever is named itself is tried.
-SOUND = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".npy"}
+SOUND = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".npy"})
+RECORDINGS = Wanted("recording", SOUND, ".wav, .flac, .ogg or .npy")
 LM_WEIGHT = 0.3
 
 
@@ -47,7 +47,7 @@ def transcribe(
     A line for each: how sure the model is of its characters, the file and the text; "…" behind a text that came to no end. A file that
     cannot be used is named on standard error; the others are transcribed, and the exit code is 2.
     """
-    model, named = _model_of(files)
+    model, named = model_first(files, RECORDINGS)
     if not named:
         raise UserError(f"{printable(files[0])}: a model, and nothing to transcribe; expected recordings or folders of them behind it")
     if beam is not None and beam < 1:
@@ -76,18 +76,18 @@ def transcribe(
     config = config_of(loaded, overrides)
     fusion = None if lm is None else _fusion(lm, device, loaded.vocabulary, LM_WEIGHT if lm_weight is None else lm_weight)
     faults: list[DataError] = []
-    recordings = list(_recordings(named, faults))
+    recordings = list(files_named(named, RECORDINGS, faults))
     if alignment is not None and len(recordings) != 1:
         raise UserError(f"--alignment: {counted(len(recordings), 'recording')}; expected one, of which a picture can be drawn")
     for fault in faults:
-        _tell(fault)
+        tell(fault)
     listener = Transcribe(network, loaded.vocabulary, config.data.audio, config.decoding, fusion)
     seconds = took = 0.0
     count = 0
     for found in _watched(listener.files(_announced(recordings, config.data.audio)), len(recordings)):
         if isinstance(found, DataError):
             faults.append(found)
-            _tell(found)
+            tell(found)
             continue
         count, seconds, took = count + 1, seconds + found.seconds, took + found.took
         typer.echo(_as_json(found) if as_json else _line(found))
@@ -96,28 +96,7 @@ def transcribe(
     if count:
         factor = f"real-time factor {took / max(seconds, 1e-9):.3f}"
         typer.echo(f"{counted(count, 'recording')}, {seconds:,.1f} s of sound in {took:,.2f} s: {factor}", err=True)
-    if faults:
-        typer.echo(f"{len(faults):,} of {len(faults) + count:,} could not be used", err=True)
-        raise typer.Exit(2)
-
-
-def _model_of(files: list[str]) -> tuple[str | None, list[str]]:
-    """The model that stands first, if one does, and what is to be transcribed.
-
-    Raises UserError where what stands first is not there, unless it is called like a recording: to go on with the newest run in the
-    place of a model whose name was mistyped would be to answer with another one.
-    """
-    from charrnn.checkpoint import is_model
-    from charrnn.config import user_path
-
-    first = files[0]
-    if is_model(first):
-        return first, files[1:]
-    path = user_path(first, "the recording")
-    if not path.exists() and path.suffix.lower() not in SOUND:
-        expected = "expected a run directory, a model file or recordings"
-        raise UserError(f"{printable(first)}: neither a model nor a recording; {expected}")
-    return None, files
+    end_with(len(faults), f"{len(faults):,} of {len(faults) + count:,} could not be used")
 
 
 def _fusion(name: str, device: str, vocabulary: Vocabulary, weight: float) -> Fusion:
@@ -132,34 +111,17 @@ def _fusion(name: str, device: str, vocabulary: Vocabulary, weight: float) -> Fu
     return Fusion(network, loaded.vocabulary, vocabulary, weight)
 
 
-def _recordings(named: list[str], faults: list[DataError]) -> Iterator[Path]:
-    """The recordings that a person named. What is not there becomes a fault, and a folder's files of other kinds are told of."""
-    from charrnn.config import user_path
-    from charrnn.data.files import files_in
-
-    for name in named:
-        path = user_path(name, "the recording")
-        if not path.is_dir():
-            yield path
-            continue
-        inside = files_in(path)
-        sound = [file for file in inside if file.suffix.lower() in SOUND]
-        if not sound:
-            faults.append(DataError(f"{printable(name)}: the folder holds no recordings; expected some such as .wav, .flac, .ogg or .npy"))
-        elif len(sound) < len(inside):
-            warn(f"{printable(name)}: {counted(len(inside) - len(sound), 'file')} left out, by their names no recordings")
-        yield from sound
-
-
 def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:
-    """Each recording; of a long one is said first how it will be read."""
-    from charrnn.data.audio import duration
+    """Each recording; of a long one is said first how it will be read, and of one that breaks off, that it does."""
+    from charrnn.data.audio import duration, shortfall
 
     for path in recordings:
         try:
-            seconds = duration(path, config)
+            seconds, fact = duration(path, config), shortfall(path)
         except DataError:  # told of when it is read
-            seconds = 0.0
+            seconds, fact = 0.0, None
+        if fact:
+            warn(f"{path}: {fact}; that is transcribed, so fetch the recording again if you want all of it")
         if seconds > config.max_seconds:
             pieces = f"pieces of at most {config.max_seconds:g} s (data.audio.max_seconds), cut where it is quietest"
             warn(f"{path}: {seconds:,.1f} s long, so it is read in {pieces}")
@@ -171,10 +133,6 @@ def _watched(found: Iterator[Transcript | DataError], total: int) -> Iterator[Tr
         for one in found:
             yield one
             bar.update()
-
-
-def _tell(fault: DataError) -> None:
-    typer.echo(f"charrnn: error: {fault}", err=True)
 
 
 def _line(found: Transcript) -> str:

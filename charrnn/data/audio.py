@@ -6,7 +6,7 @@ Axes: N samples, C channels of a recording, T frames, F features of a frame.
 from __future__ import annotations
 
 import math
-import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from charrnn.config import AudioConfig
+from charrnn.data.arrays import ARRAY, mapped
 from charrnn.data.features import log_mel
+from charrnn.data.files import why_unreadable
 from charrnn.errors import DataError, UserError, short
 
-FEATURES = ".npy"  # ends the name of a file of ready features
+RECORDING = "a recording"  # what a path leads to
 BLOCK = 1 << 14  # samples, of all channels together, that are decoded at a time
 RATES = (1000, 1_000_000)  # Hz; a header that says otherwise is damaged, and would ask for any amount of memory
 LOUDEST = 1e12  # of a sample: full scale is 1, and whole numbers are written as floats by mistake; the square of more overflows
@@ -28,6 +30,10 @@ WIDEST = 1 << 14  # features of a frame
 CUT_FROM = 2 / 3  # of the longest piece: where the search for a quiet place begins
 QUIET = 0.1  # seconds that are quiet together
 UNKNOWN = 1 << 62  # frames: what a file has whose header does not say how many
+MISCOUNTED = 0.01  # seconds: of so little it is the header that is wrong, as where it counts itself
+UNSAID = 0x7FFF0000  # bytes: from here on, what a header holds that was written before anyone knew how long the recording would be
+# How libsndfile notes that the samples of a WAV, AIFF or AU are fewer bytes than their header says.
+FEWER = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 Samples = npt.NDArray[np.float32]
 
@@ -80,7 +86,12 @@ def pieces(path: Path, config: AudioConfig) -> Generator[Piece, None, None]:
 
 
 def utterance(path: Path, config: AudioConfig) -> Tensor:
-    """(T, F) float32, before `finish`: a whole recording, or ready features. Raises DataError also where it is above `max_seconds`."""
+    """(T, F) float32, before `finish`: a whole recording, or ready features.
+
+    Raises DataError also where it is above `max_seconds`, or breaks off: what was said behind that stands in its transcript.
+    """
+    if fact := shortfall(path):
+        raise DataError(f"{path}: {fact}; expected a whole recording, so fetch it again, or cut it there and its transcript too")
     found = pieces(path, config)
     first = next(found)
     is_whole = next(found, None) is None
@@ -104,24 +115,28 @@ def duration(path: Path, config: AudioConfig) -> float:
     return frames / rate
 
 
+def shortfall(path: Path) -> str | None:
+    """What there is to say of a WAV, AIFF or AU that holds less than its header says; None of all else.
+
+    Raises DataError naming the file.
+    """
+    if is_ready(path):
+        return None
+    require_audio(str(path))
+    with _opened(path) as file:
+        said, seconds = FEWER.search(file.extra_info), file.frames / file.samplerate
+    if said is None:
+        return None
+    promised, there = map(int, said.groups())
+    whole = seconds * promised / max(1, there)
+    if promised >= UNSAID or whole - seconds < MISCOUNTED:
+        return None
+    return f"breaks off: {seconds:,.2f} of {whole:,.2f} seconds, as its header has it, are there"
+
+
 def is_ready(path: Path) -> bool:
     """Whether a file holds features, and not sound, by its name."""
-    return path.suffix.lower() == FEATURES
-
-
-def why_unreadable(path: Path) -> str | None:
-    """What there is to say of a path where no file can be opened; None where one can."""
-    if os.path.isdir(path):
-        return "is a directory; expected a recording"
-    if not os.path.exists(path):
-        return "no such file; expected a recording"
-    if not os.path.isfile(path):
-        return "not an ordinary file; expected a recording"
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}; expected a recording"
-    return None
+    return path.suffix.lower() == ARRAY
 
 
 def _piece(samples: Samples, start: int, config: AudioConfig) -> Piece:
@@ -187,7 +202,7 @@ def _opened(path: Path) -> Any:
     """A `soundfile.SoundFile`, to be closed. Raises DataError where the file is none."""
     import soundfile
 
-    if reason := why_unreadable(path):
+    if reason := why_unreadable(path, RECORDING):
         raise DataError(f"{path}: {reason}")
     expected = "expected a recording, as WAV, FLAC or OGG"
     if path.suffix.lower() == ".raw":  # which soundfile would want to be told the rate of
@@ -195,7 +210,7 @@ def _opened(path: Path) -> Any:
     try:
         file = soundfile.SoundFile(path)
     except soundfile.SoundFileError as error:
-        raise DataError(f"{path}: not audio that can be read ({_said(error)}); {expected}, or features as {FEATURES}") from None
+        raise DataError(f"{path}: not audio that can be read ({_said(error)}); {expected}, or features as {ARRAY}") from None
     if not RATES[0] <= file.samplerate <= RATES[1]:
         file.close()
         raise DataError(f"{path}: {file.samplerate:,} samples a second, by its header; expected {RATES[0]:,} to {RATES[1]:,}")
@@ -225,16 +240,9 @@ def _ready(path: Path, config: AudioConfig) -> Iterator[Piece]:
 
 
 def _mapped(path: Path) -> npt.NDArray[np.floating[Any]]:
-    """(T, F), on disk still. Not by `np.load`, which would look into pickles and archives. Raises DataError."""
-    if reason := why_unreadable(path):
-        raise DataError(f"{path}: {reason}")
+    """(T, F), on disk still. Raises DataError."""
     expected = "expected features as (frames, features), in floats"
-    try:
-        features = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a whole {FEATURES} file of numbers ({error}); {expected}") from None
-    if features.dtype.kind != "f":
-        raise DataError(f"{path}: holds {features.dtype}; {expected}")
+    features = mapped(path, RECORDING, expected)
     if features.ndim != 2:
         raise DataError(f"{path}: shape {features.shape}; {expected}")
     if not features.size:

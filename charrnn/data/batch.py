@@ -14,21 +14,36 @@ IGNORED = -1  # a target that nobody is asked for: characters outside the vocabu
 class Batch:
     """Time is axis 0. T time, B batch."""
 
-    inputs: Tensor  # (T, B) ids, 0 beyond a column's length; or (T, B, F) frames of features, float32
+    # (T, B) ids, 0 beyond a column's length; or (T, B, F) frames of features, float32; or P pictures, (P, 3, H, W) in 0..1 or (P, F)
+    inputs: Tensor
     # (T, B) ids or labels, IGNORED where nothing is asked; (B,) where a whole text has one answer. (L, B) ids of what was said in
-    # frames, `end` last and IGNORED behind it: there 0, `unknown`, stands for a character outside the vocabulary
+    # frames, or of pictures, `end` last and IGNORED behind it: there 0, `unknown`, stands for a character outside the vocabulary
     targets: Tensor
     lengths: Tensor | None  # (B,) or None where all are T
     continues: bool  # the text goes on where the last batch stopped, so the state may too
-    names: tuple[str, ...] = ()  # what a person calls each example, where a task tells of single ones
+    names: tuple[str, ...] = ()  # what a person calls each example, or picture, where a task tells of single ones
+    pictures: Tensor | None = None  # (B,) which of P pictures is each column's; they need not be in order, and each may have several
 
     def to(self, device: torch.device) -> Batch:
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), lengths, self.continues, self.names)
+        lengths, pictures = (None if part is None else part.to(device) for part in (self.lengths, self.pictures))
+        return Batch(self.inputs.to(device), self.targets.to(device), lengths, self.continues, self.names, pictures)
+
+    @property
+    def columns(self) -> int:
+        """Texts side by side: the last axis of targets, which may have no other."""
+        return self.targets.size(-1)
+
+    def part(self, columns: slice) -> Batch:
+        """Some of the columns, with those pictures that they are of, without names."""
+        targets, lengths = self.targets[..., columns].contiguous(), None if self.lengths is None else self.lengths[columns]
+        if self.pictures is None:
+            return Batch(self.inputs[:, columns].contiguous(), targets, lengths, self.continues)
+        needed, pictures = torch.unique(self.pictures[columns], return_inverse=True)
+        return Batch(self.inputs[needed], targets, lengths, self.continues, pictures=pictures)
 
     @property
     def chars(self) -> int:
-        """Those that were read, without padding; of frames, which are none, those that were said."""
+        """Those that were read, without padding; of frames and pictures, which are none, those that were said."""
         if self.inputs.is_floating_point():
             return int((self.targets != IGNORED).sum())
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())

@@ -38,7 +38,7 @@ OWN_FILES = {"data.val_path": "val", "data.test_path": "test"}  # the keys that 
 # What does not decide how a text is encoded: where it lies, and what a task makes of it. What is taken of it is said by `fractions`.
 UNREAD = {
     "path", "val_path", "test_path", "cache", "val_fraction", "test_fraction",
-    "label", "labels", "marks", "example_length", "blanks", "audio",
+    "label", "labels", "marks", "example_length", "blanks", "audio", "images",
 }  # fmt: skip
 
 SURROGATES = slice(0xD800, 0xE000)  # code points that are no characters
@@ -63,6 +63,8 @@ class Corpus:
     contents: str  # a hash of the files' bytes, wherever they lie
     notes: list[str]  # of how the text was read, for a person
     mapped: mmap.mmap | None  # what holds `ids`; None where they are in memory
+    what: str = "text"  # it is, for a person
+    faults: tuple[DataError, ...] = ()  # of a file of the user's own: what is wrong with its examples, while the others are used
 
     def split(self, name: str) -> Ids:
         """Raises UserError where there is no such split."""

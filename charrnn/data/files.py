@@ -66,6 +66,21 @@ def files_in(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)]
 
 
+def why_unreadable(path: Path, what: str) -> str | None:
+    """What there is to say of a path where no file can be opened, and `what` was expected; None where one can."""
+    if os.path.isdir(path):
+        return f"is a directory; expected {what}"
+    if not os.path.exists(path):
+        return f"no such file; expected {what}"
+    if not os.path.isfile(path):
+        return f"not an ordinary file; expected {what}"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}; expected {what}"
+    return None
+
+
 class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 

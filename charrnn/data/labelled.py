@@ -20,11 +20,11 @@ from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, vocabular
 from charrnn.data.files import Source, sources
 from charrnn.data.filtering import Filters
 from charrnn.data.formats import Reading, half
+from charrnn.data.records import NAMED_COLUMNS
 from charrnn.data.script import Converter
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, did_you_mean, short
 
-NAMED_COLUMNS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}  # by a file's name
 DOCSTART = "-DOCSTART-"  # the line with which CoNLL-2003 begins a document
 MANY = 100  # labels: more of them than half of what is labelled are names or numbers, not labels
 SHOWN = 20  # labels in a message

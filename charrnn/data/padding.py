@@ -35,6 +35,35 @@ def buckets(lengths: Sequence[int] | Ids, batch_size: int, generator: np.random.
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def grouped_buckets(lengths: Ids, firsts: Ids, batch_size: int, generator: np.random.Generator | None) -> list[list[int]]:
+    """One pass over examples of which some belong together, those of a group side by side, beside groups of like length.
+
+    `lengths` (N,) of the examples; `firsts` (G + 1,) of each group the first of them. With a generator the groups are mixed, and so are
+    the batches, of which all but one are full: a group may begin in one and end in another. Without one they come by length, the same
+    each time, and no group is cut: a batch has so many examples at most, or is one large group.
+    """
+    groups = len(firsts) - 1
+    longest = np.maximum.reduceat(lengths, firsts[:-1])  # (G,)
+    if generator is None:
+        whole: list[list[int]] = []
+        for group in np.argsort(longest, kind="stable").tolist():
+            examples = list(range(int(firsts[group]), int(firsts[group + 1])))
+            if whole and len(whole[-1]) + len(examples) <= batch_size:
+                whole[-1] += examples
+            else:
+                whole.append(examples)
+        return whole
+    order = generator.permutation(groups)
+    pool = max(1, POOL * batch_size * groups // len(lengths))  # groups with so many examples, more or less
+    ordered: list[int] = []
+    for start in range(0, groups, pool):
+        some = order[start : start + pool]
+        for group in some[np.argsort(longest[some], kind="stable")].tolist():
+            ordered += range(int(firsts[group]), int(firsts[group + 1]))
+    batches = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
 def pad(inputs: Sequence[Ids], targets: Sequence[Ids] | Ids) -> Batch:
     """Examples as one batch. `targets`: for each character of each example, or, as one array, for each example one.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,15 +21,15 @@ from torch import Tensor
 from charrnn.config import AudioConfig, DataConfig, user_path
 from charrnn.data.audio import utterance
 from charrnn.data.cache import build_entry
-from charrnn.data.corpus import Corpus, Ids, Progress, expect_split, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, vocabulary_of
+from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, strange, usable, vocabulary_of
 from charrnn.data.files import sources
 from charrnn.data.labelled import own
 from charrnn.data.utterances import Utterance, manifest
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError
+from charrnn.errors import DataError, Faults
 
-FORMAT = 1  # of the cache; a change makes old entries strangers
+FORMAT = 2  # of the cache; a change makes old entries strangers
 UNREAD = {"field", "top_db", "deltas", "normalization", "augment"}  # what does not decide the features that are kept
 FRAMES, EDGES = "frames.bin", "edges.json"
 
@@ -46,9 +46,7 @@ class Recordings:
 
     def split(self, name: str) -> range:
         """The places of a split's utterances. Raises UserError where there is no such split."""
-        expect_split(name)
-        before = sum(self.counts[split] for split in ORDER[: ORDER.index(name)])
-        return range(before, before + self.counts[name])
+        return split_range(self.counts, name)
 
     def lengths(self, name: str) -> Ids:
         """Frames of each utterance of a split."""
@@ -70,23 +68,40 @@ class Recordings:
 
 
 def load_recordings(config: DataConfig, seed: int, progress: Progress | None = None) -> Recordings:
-    """The splits of a configuration. Raises DataError naming file and line where a recording or its transcript cannot be used.
+    """The splits of a configuration. Raises Faults naming file and line of each recording and transcript that cannot be used.
 
     The vocabulary is that of what is trained on: what stands only in val or test is unknown.
     """
-    parts = load_parts(config, seed, manifest, "utterance")
+
+    def check(found: list[Utterance]) -> Iterator[DataError]:
+        sizes = [size for size, _ in file_stamps([one.audio for one in found])]
+        return (heard for heard in _heard(found, sizes, config.audio, progress) if isinstance(heard, DataError))
+
+    parts = load_parts(config, seed, manifest, "utterance", check=check)
     vocabulary = vocabulary_of((found.transcript for found in parts.splits["train"]), config, parts.name, least=1)
     return _recordings(parts.splits, vocabulary, config, parts.notes, parts.files, progress)
 
 
 def load_recordings_file(config: DataConfig, path: Path, vocabulary: Vocabulary) -> Recordings:
-    """A manifest of the user's own, whole and in its order, as split `test` in a trained model's vocabulary. Without the filters."""
+    """A manifest of the user's own, in its order, as split `test` in a trained model's vocabulary. Without the filters.
+
+    What cannot be used is left out, and a fault of the corpus. So is a transcript with characters that the model does not know, but
+    that is measured: what it cannot write are errors. Raises Faults where nothing can be used.
+    """
     notes: list[str] = []
+    faults: list[DataError] = []
     files = sources([path])
-    found = sound(manifest(own(config, files), files, notes))
+    found = sound(manifest(own(config, files), files, notes), faults)
     if not found:
-        raise DataError(f"{path}: holds no utterance; expected some to measure on")
-    return _recordings({"train": [], "test": found, "val": []}, vocabulary, config, notes, 1, None)
+        raise Faults(faults or [DataError(f"{path}: holds no utterance; expected some to measure on")])
+
+    def load(some: list[Utterance]) -> Recordings:
+        return _recordings({"train": [], "test": some, "val": []}, vocabulary, config, notes, 1, None)
+
+    recordings = usable(found, load, faults)
+    measured = "so mend the transcript; it is measured, and each of them is an error"
+    faults += filter(None, (strange(one.place(), one.transcript, vocabulary, measured) for one in recordings.utterances))
+    return replace(recordings, corpus=replace(recordings.corpus, faults=tuple(faults)))
 
 
 def _recordings(
@@ -120,7 +135,7 @@ def _recordings(
     heard.update(edges.tobytes())
     for start in range(0, len(frames), 1 << 16):
         heard.update(frames[start : start + (1 << 16)].tobytes())
-    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=heard.digest())
+    corpus = corpus_of(texts, vocabulary, config, notes=notes, files=files, beside=heard.digest(), what="recordings or their transcripts")
     return Recordings(corpus, utterances, {split: len(some) for split, some in splits.items()}, edges, frames)
 
 
@@ -135,19 +150,38 @@ def _open(entry: Path, count: int, config: AudioConfig) -> tuple[Ids, Ids] | Non
 
 
 def _compute(utterances: Sequence[Utterance], sizes: Sequence[int], config: AudioConfig, into: Path, progress: Progress | None) -> None:
-    edges, done = [0], 0
+    edges, faults = [0], dict[int, DataError]()
     with open(into / FRAMES, "wb") as out:
-        for found, size in zip(utterances, sizes):
-            try:
-                features = utterance(found.audio, config)
-            except DataError as error:
-                raise DataError(f"{found.place()}: {error}") from None
-            if features.size(1) != config.num_mels:
-                fact = f"{found.audio}: {features.size(1)} features a frame; expected {config.num_mels}, which is data.audio.num_mels"
-                raise DataError(f"{found.place()}: {fact}, so set that to what the features have")
-            out.write(features.numpy().tobytes())
-            edges.append(edges[-1] + len(features))
-            done += size
-            if progress:
-                progress(done, sum(sizes))
+        for place, features in enumerate(_heard(utterances, sizes, config, progress)):
+            if isinstance(features, DataError):
+                faults[place] = features
+            elif not faults:
+                out.write(features.numpy().tobytes())
+                edges.append(edges[-1] + len(features))
+    if faults:
+        places = sorted(faults, key=lambda place: (utterances[place].source, utterances[place].line))
+        raise Faults([faults[place] for place in places], places)
     (into / EDGES).write_text(json.dumps(edges), encoding="utf-8")
+
+
+def _heard(
+    utterances: Sequence[Utterance], sizes: Sequence[int], config: AudioConfig, progress: Progress | None
+) -> Iterator[Tensor | DataError]:
+    """Of each its features, (T, C), or what is wrong with it. `sizes`: of the files, in bytes."""
+    done, total = 0, sum(sizes)
+    for found, size in zip(utterances, sizes):
+        yield _features(found, config)
+        done += size
+        if progress:
+            progress(done, total)
+
+
+def _features(found: Utterance, config: AudioConfig) -> Tensor | DataError:
+    try:
+        features = utterance(found.audio, config)
+    except DataError as error:
+        return DataError(f"{found.place()}: {error}")
+    if features.size(1) != config.num_mels:
+        fact = f"{found.audio}: {features.size(1)} features a frame; expected {config.num_mels}, which is data.audio.num_mels"
+        return DataError(f"{found.place()}: {fact}, so set that to what the features have")
+    return features

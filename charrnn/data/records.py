@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from charrnn.config import DataConfig
@@ -18,8 +19,11 @@ from charrnn.errors import DataError, did_you_mean, short
 
 TEXT_FIELDS = ("text", "body", "content", "lyrics", "poem", "verse")  # what others call the column that holds the text
 COLONS = re.compile("[:：]")
-CHOSEN = ("data.field", "data.label", "data.audio.field")  # the keys that hold a column's name
+NAMED_COLUMNS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}  # by a file's name
+CHOSEN = ("data.field", "data.label", "data.audio.field", "data.images.field")  # the keys that hold a column's name
 TOKEN = 16  # characters of JSON; an error nearer to the end of a piece may be the cut's
+IMAGE_TOKEN = re.compile(r"(\S.*)#\d+\t(.*)")  # a picture's name, the number of its caption, and the caption
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 _STAMP = re.compile(r"\s*\[(\d+):(\d+(?:[.:]\d+)?)\]")
 _WORD_STAMP = re.compile(r"<\d+:\d+(?:[.:]\d+)?>")
 _TAG = re.compile(r"\s*\[([A-Za-z#][\w#]*):([^\]]*)\]\s*$")
@@ -204,6 +208,85 @@ def lrc(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record]
     yield Record(1, 0, fields | {"body": "\n".join(words for _, words in sung)}, "body")
 
 
+def image_tokens(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record | DataError]:
+    """A caption a line, as the token files of Flickr8k and Flickr30k have them: `name.jpg#0`, a tab, the caption."""
+    column, body = config.images.field, config.field or "caption"
+    number = 0
+    for at, line in enumerate(lines_of(texts, name), start=1):
+        if not line or line.isspace():
+            continue
+        number += 1
+        if match := IMAGE_TOKEN.fullmatch(line):
+            yield Record(number, at, {column: match[1], body: match[2]}, body)
+        else:
+            yield DataError(f"{name}: line {at}: {short(line)}; expected a picture's name, # with a number, a tab and a caption")
+
+
+def image_json(texts: Iterable[str], name: str, config: DataConfig) -> Iterator[Record | DataError]:
+    """A record for each caption of each picture: of Karpathy's JSON, an object with `images`, or of neuraltalk's, an array of objects.
+
+    Karpathy's say under `split` to which part a picture belongs; that restval is of train too is his own advice.
+    """
+    column, body = config.images.field, config.field or "caption"
+    for number, (line, value) in enumerate(_images(texts, name), start=1):
+        place = Record(number, line, {}, body).place(name)
+        try:
+            path, captions = _captioned(value)
+        except DataError as error:
+            yield DataError(f"{place}: {error}")
+            continue
+        split = value.get("split") if "filename" in value else None
+        if split is not None and split not in KARPATHY_SPLITS:
+            yield DataError(f"{place}: split {short(split)}; expected {', '.join(KARPATHY_SPLITS)}, or none")
+            continue
+        for caption in captions:
+            yield Record(number, line, {column: path, body: caption, "split": KARPATHY_SPLITS.get(split or "")}, body)
+
+
+def _images(texts: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects with their lines, 0 where lines do not tell: of an array one after the other, and of `images` all at once."""
+    pieces = iter(texts)
+    opening = ""
+    while not opening.strip() and (piece := next(pieces, None)) is not None:
+        opening += piece
+    if not opening.lstrip().startswith("{"):
+        yield from json_objects(chain([opening], pieces), name)
+        return
+    try:
+        value = json.loads("".join(chain([opening], pieces)))
+    except json.JSONDecodeError as error:
+        remedy = "mend it there, or fetch the file again"
+        raise DataError(f"{name}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: not valid JSON: {error}; mend it, or fetch the file again") from None
+    images = value.get("images")
+    if not isinstance(images, list):
+        raise DataError(f"{name}: an object whose fields are {', '.join(value)}; expected `images`, a list, or an array of objects")
+    for number, image in enumerate(images, start=1):
+        if not isinstance(image, dict):
+            raise DataError(f"{name}: record {number}: holds {short(image)}; expected an object with filename and sentences")
+        yield 0, image
+
+
+def _captioned(value: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """A picture's path and its captions. Raises DataError, without the place, where an object has none."""
+    if "file_path" in value:
+        path, found, expected = value["file_path"], value.get("captions"), "captions, a list of text"
+    elif "filename" in value:
+        folder, path, expected = value.get("filepath", ""), value["filename"], "sentences, a list of objects with raw"
+        path = f"{folder}/{path}" if folder and isinstance(folder, str) and isinstance(path, str) else path
+        found = value.get("sentences")
+        if isinstance(found, list):
+            found = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in found]
+    else:
+        raise DataError(f"its fields are {', '.join(value)}; expected file_path and captions, or filename and sentences")
+    if not isinstance(path, str):
+        raise DataError(f"the path is {short(path)}; expected text")
+    if not isinstance(found, list) or not found or not all(isinstance(caption, str) for caption in found):
+        raise DataError(f"{short(path)} has no captions that can be read; expected {expected}")
+    return path, found
+
+
 def _milliseconds(value: str, name: str) -> float:
     try:
         return float(value)
@@ -322,6 +405,8 @@ TOLERANT: dict[str, Tolerant] = {
     "csv": separated(","),
     "tsv": separated("\t"),
     "lrc": lrc,
+    "image_tokens": image_tokens,
+    "image_json": image_json,
 }
 
 

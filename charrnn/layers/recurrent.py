@@ -5,6 +5,8 @@ Axes: T time, B batch, I input_size, H hidden_size, D directions (1 or 2), G gat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,16 @@ from charrnn.layers.dropout import drop_weight, dropout
 from charrnn.ops.backends import Weights
 from charrnn.ops.cells import CELLS, State
 from charrnn.ops.recurrence import recurrence
+
+
+class Injection(NamedTuple):
+    """V X, which enters the preactivation of the first layer at the first step that is run, and at no other.
+
+    A vector has no time, so nothing of it can change at a later step.
+    """
+
+    vector: Tensor  # X: (B, J)
+    weight: Tensor  # V: (G·H, J), of all gates
 
 
 class RecurrentStack(nn.Module):
@@ -90,15 +102,19 @@ class RecurrentStack(nn.Module):
         state: tuple[State, ...] | None,
         *,
         lengths: Tensor | None = None,
+        injection: Injection | None = None,
         final_state: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         """x (T, B, I) and a state a layer and direction (None: zeros) -> outputs (T, B, D·H) and the states after the last step.
 
         `lengths` and `final_state` are those of ops.recurrence: without a final state the states are (). What the outputs hold
-        beyond a sequence's length means nothing. `generator` draws the dropout masks. Raises ValueError for a state that does
-        not fit.
+        beyond a sequence's length means nothing. `injection`: s_0 = f(W x_0 + V s_{-1} + b + V' X) in the first layer, of an LSTM or GRU
+        in all gates of it; of one direction and without lengths. `generator` draws the dropout masks. Raises ValueError for a state, or
+        an injection, that does not fit.
         """
+        if injection is not None and (lengths is not None or self.directions == 2):
+            raise ValueError("what is injected at the first step needs one direction and no lengths")
         state = self.initial_state(x.size(1), x) if state is None else state
         if len(state) != self.num_layers * self.directions:
             raise ValueError(
@@ -114,16 +130,20 @@ class RecurrentStack(nn.Module):
             for direction in range(self.directions):
                 weights = self.weights(layer, direction)
                 recurrent = drop_weight(weights.weight_hh, self.weight_hh, training=self.training, generator=generator)
-                outputs, final = recurrence(
-                    self.cell,
-                    x,
-                    state[layer * self.directions + direction],
-                    weights._replace(weight_hh=recurrent),
-                    lengths=lengths,
-                    reverse=direction == 1,
-                    final_state=final_state,
-                    backend=self.backend,
-                )
+                weights, before = weights._replace(weight_hh=recurrent), state[layer * self.directions + direction]
+                if injection is not None and layer == 0:
+                    outputs, final = self._injected(x, before, weights, injection, final_state)
+                else:
+                    outputs, final = recurrence(
+                        self.cell,
+                        x,
+                        before,
+                        weights,
+                        lengths=lengths,
+                        reverse=direction == 1,
+                        final_state=final_state,
+                        backend=self.backend,
+                    )
                 written.append(outputs)
                 after.append(final)
             x = torch.cat(written, -1) if self.directions == 2 else written[0]  # (T, B, D·H)
@@ -132,6 +152,18 @@ class RecurrentStack(nn.Module):
             if self.residual and read.size(-1) == self.output_size:
                 x = x + read
         return x, tuple(after) if final_state else ()
+
+    def _injected(
+        self, x: Tensor, before: State, weights: Weights, injection: Injection, final_state: bool
+    ) -> tuple[Tensor, State]:
+        """[W V'] [x_0 ; X] = W x_0 + V' X takes the place of W x_0, in a step by itself, whatever the cell and the backend."""
+        widened = weights._replace(weight_ih=torch.cat([weights.weight_ih, injection.weight.to(weights.weight_ih.dtype)], 1))
+        seen = torch.cat([x[:1], injection.vector.unsqueeze(0).to(x.dtype)], -1)  # (1, B, I + J)
+        first, after = recurrence(self.cell, seen, before, widened, backend=self.backend)  # (1, B, H)
+        if x.size(0) == 1:
+            return first, after
+        others, after = recurrence(self.cell, x[1:], after, weights, final_state=final_state, backend=self.backend)
+        return torch.cat([first, others]), after
 
 
 def _suffix(layer: int, direction: int) -> str:

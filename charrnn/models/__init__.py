@@ -8,10 +8,11 @@ from typing import NamedTuple
 from torch import nn
 
 from charrnn.config import Config
+from charrnn.models.captioner import Captioner
 from charrnn.models.char_rnn import CharRNN
 from charrnn.models.transcriber import Transcriber
 
-Architecture = CharRNN | Transcriber
+Architecture = CharRNN | Transcriber | Captioner
 
 
 def _char_rnn(config: Config, vocabulary_size: int, labels: int | None) -> CharRNN:
@@ -23,12 +24,17 @@ def _transcriber(config: Config, vocabulary_size: int, labels: int | None) -> Tr
     return Transcriber(config.model, audio.features, vocabulary_size, normalised=audio.normalization == "global")
 
 
+def _captioner(config: Config, vocabulary_size: int, labels: int | None) -> Captioner:
+    return Captioner(config.model, config.data.images.features, vocabulary_size)
+
+
 BUILDERS: dict[str, Callable[[Config, int, int | None], Architecture]] = {
     "lm": _char_rnn,
     "fill": _char_rnn,
     "classify": _char_rnn,
     "tag": _char_rnn,
     "transcribe": _transcriber,
+    "caption": _captioner,
 }
 
 
@@ -39,7 +45,7 @@ def build_architecture(config: Config, vocabulary_size: int, labels: int | None 
 
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are learned; a shared tensor counts once, and what no step moves does not."""
-    frozen = {"mean", "deviation", "decision", "bigrams.keys"}
+    frozen = {"mean", "deviation", "decision", "bigrams.keys", "norm.mean", "norm.variance"}
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in frozen)
 
 
@@ -52,8 +58,11 @@ class RecurrentSizes(NamedTuple):
 
 
 def recurrent_sizes(model: Architecture) -> RecurrentSizes:
-    """Of the layers that read; what writes with their help reads one way."""
-    stacks = [model.recurrent] if isinstance(model, CharRNN) else model.recurrent_stacks()[:-1]
+    """Of the layers that read; what writes with their help, or of a picture, reads one way."""
+    if isinstance(model, CharRNN):
+        stacks = [model.recurrent]
+    else:
+        stacks = model.recurrent_stacks() if isinstance(model, Captioner) else model.recurrent_stacks()[:-1]
 
     def numbers(direction: int) -> int:
         layers = [stack.weights(layer, direction) for stack in stacks for layer in range(stack.num_layers)]

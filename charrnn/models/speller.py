@@ -6,6 +6,7 @@ A attention_size, V vocabulary size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,29 @@ class Encoded(NamedTuple):
     keys: Tensor  # (S, B, A) what attention asks of each step
     lengths: Tensor | None  # (B,) of S; None where all are S
     mask: Tensor | None  # (S, B) bool
+
+    @property
+    def columns(self) -> int:
+        return self.outputs.size(1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.outputs.device
+
+    def steps(self) -> list[int]:
+        """How many each sequence has."""
+        return [self.outputs.size(0)] * self.columns if self.lengths is None else self.lengths.tolist()
+
+    def rows(self, rows: Tensor) -> Encoded:
+        """Some of the sequences, in another order, one several times: (n,)."""
+        lengths, mask = None if self.lengths is None else self.lengths[rows], None if self.mask is None else self.mask[:, rows]
+        return Encoded(self.outputs[:, rows], self.keys[:, rows], lengths, mask)
+
+    def beside(self, others: Sequence[Encoded]) -> Encoded:
+        """Its sequences, and theirs behind them, all of the same length."""
+        assert self.lengths is None and all(other.lengths is None for other in others)
+        outputs, keys = (torch.cat([own, *theirs], 1) for own, *theirs in zip(*((e.outputs, e.keys) for e in (self, *others))))
+        return Encoded(outputs, keys, None, None)
 
     def column(self, b: int, copies: int = 1) -> Encoded:
         """One sequence of the batch without its padding, so many times."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from charrnn.config import Config
 from charrnn.data.corpus import Progress
+from charrnn.tasks.caption import Captioning
 from charrnn.tasks.classify import Classifier
 from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel
@@ -11,7 +12,14 @@ from charrnn.tasks.tag import Tagging
 from charrnn.tasks.task import Task, TaskKind
 from charrnn.tasks.transcribe import Transcribing
 
-TASKS: dict[str, TaskKind] = {"lm": LanguageModel, "fill": Fill, "classify": Classifier, "tag": Tagging, "transcribe": Transcribing}
+TASKS: dict[str, TaskKind] = {
+    "lm": LanguageModel,
+    "fill": Fill,
+    "classify": Classifier,
+    "tag": Tagging,
+    "transcribe": Transcribing,
+    "caption": Captioning,
+}
 
 
 def load_task(config: Config, progress: Progress | None = None) -> Task:

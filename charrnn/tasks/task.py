@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,25 @@ class Described(Protocol):
 
     def describe(self) -> str:
         """Tables for a person, below the figures: what each label reached, what was taken for what."""
+
+
+class Findings(Described, Protocol):
+    """What a closer look at a model has shown."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What could not be found out, and why, a line each."""
+
+    def as_metrics(self) -> Mapping[str, float | str]:
+        """Further keys of `eval --json`."""
+
+
+@runtime_checkable
+class Examining(Protocol):
+    """A task of which `charrnn eval` measures more than training does every so often, for it takes longer."""
+
+    def examine(self, model: nn.Module, split: str, scores: Any, progress: Callable[[int], None] | None = None) -> Findings:
+        """Of a model in any mode, on a split that gave these scores. `progress` is told how many more examples were read."""
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from charrnn.data.recordings import Recordings, load_recordings, load_recordings
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import decode
 from charrnn.device import seeded
-from charrnn.errors import DataError, counted, printable
+from charrnn.errors import DataError, counted, listed, printable
 from charrnn.layers.pyramid import merged_lengths
 from charrnn.metrics import Edits, Tally
 from charrnn.models.speller import Encoded
@@ -31,10 +31,10 @@ from charrnn.models.transcriber import CTC_BLANK, Transcriber
 from charrnn.sampling import evaluating
 from charrnn.tables import aligned
 from charrnn.tasks.task import State, fresh
+from charrnn.tasks.writing import asked_of, before, cross_entropy, cut, text_of
 
 PREVIEWED = 5  # utterances
 WORST = 10
-SHOWN = 60  # characters of a transcript in a table
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,9 @@ class TranscribeScores:
     def describe(self) -> str:
         if not self.worst:
             return f"right: all of {counted(int(self.edits.count), 'utterance')}"
-        rows = [[f"{judged.rate:.1%}", *(_cut(text) for text in (judged.truth, judged.answer, judged.name))] for judged in self.worst]
+        rows = [[f"{judged.rate:.1%}", *(cut(text) for text in (judged.truth, judged.answer, judged.name))] for judged in self.worst]
         right = f"{int(self.edits.right):,} of {counted(int(self.edits.count), 'utterance')} are right; the farthest from it:"
         return "\n".join([right, *aligned([["errors", "said", "written", "recording"], *rows], left=(1, 2, 3))])
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +129,8 @@ class Transcribing:
         batch, decoder = batch.to(next(model.parameters()).device), self.config.model.decoder
         encoded = model.encode(batch.inputs, batch.lengths, generator=generator)
         logits, asked = self._told(model, batch, encoded, decoder.teacher_forcing_rate, generator)
-        loss = _cross_entropy(logits, asked, label_smoothing)
-        plain = _cross_entropy(logits.detach(), asked) if label_smoothing else loss.detach()
+        loss = cross_entropy(logits, asked, label_smoothing)
+        plain = cross_entropy(logits.detach(), asked) if label_smoothing else loss.detach()
         if decoder.ctc_weight:
             loss = (1 - decoder.ctc_weight) * loss + decoder.ctc_weight * self._ctc(model, batch, encoded)
         return loss, Tally.of_answers(plain, logits.detach().argmax(-1), asked), ()
@@ -144,12 +139,9 @@ class Transcribing:
         self, model: Transcriber, batch: Batch, encoded: Encoded, rate: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits (L, B, V) in float32, each with the characters before it known; and what they are asked, (L, B): nothing unknown."""
-        end = self.vocabulary.end
-        assert end is not None
-        begin = torch.full_like(batch.targets[:1], end)
-        previous = torch.cat([begin, batch.targets[:-1].masked_fill(batch.targets[:-1] == IGNORED, end)])  # (L, B)
+        previous = before(batch.targets, self.vocabulary)  # (L, B)
         logits = model(encoded, previous, teacher_forcing_rate=rate, generator=generator).float()
-        return logits, batch.targets.masked_fill(batch.targets == self.vocabulary.unknown, IGNORED)
+        return logits, asked_of(batch.targets, self.vocabulary)
 
     def _ctc(self, model: Transcriber, batch: Batch, encoded: Encoded) -> Tensor:
         """-log P(text | frames), summed, with neither end nor unknown characters in it; 0 of a text that is too long for its frames."""
@@ -174,21 +166,17 @@ class Transcribing:
         names, batch = batch.names, batch.to(next(model.parameters()).device)
         encoded = model.encode(batch.inputs, batch.lengths)
         logits, asked = self._told(model, batch, encoded)
-        tally = Tally.of_answers(_cross_entropy(logits, asked), logits.argmax(-1), asked)
+        tally = Tally.of_answers(cross_entropy(logits, asked), logits.argmax(-1), asked)
         scores: TranscribeScores | None = None
         found = decode(model, encoded, self.vocabulary, self.config.decoding)
         for name, hypothesis, targets in zip(names, found, batch.targets.t().tolist()):
-            truth, answer = self._text(targets), self._text(hypothesis.ids)
+            truth, answer = text_of(targets, self.vocabulary), text_of(hypothesis.ids, self.vocabulary)
             edits = Edits.of(truth, answer)
             worst = () if truth == answer else (Judged(name, truth, answer, edits.char_error_rate()),)
             one = TranscribeScores(Tally.zero(tally.nats.device), edits, worst)
             scores = one if scores is None else scores + one
         assert scores is not None
         return replace(scores, tally=tally), ()
-
-    def _text(self, ids: Sequence[int]) -> str:
-        """U+FFFD for what is unknown, which is no character that is ever written."""
-        return "".join("\ufffd" if i == self.vocabulary.unknown else self.vocabulary.decode([i]) for i in ids if i != IGNORED)
 
     @torch.inference_mode()
     def preview(self, model: nn.Module, generator: torch.Generator, length: int = 200) -> str:
@@ -199,8 +187,8 @@ class Transcribing:
         with evaluating(model):
             for k in torch.randperm(len(places), generator=generator)[:PREVIEWED].tolist():
                 frames = self._finished(places[k]).unsqueeze(1).to(next(model.parameters()).device)  # (T, 1, F)
-                written = self._text(decode(model, model.encode(frames, None), self.vocabulary, self.config.decoding)[0].ids)
-                truth = self._text(self.recordings.transcript(places[k]).tolist())
+                written = text_of(decode(model, model.encode(frames, None), self.vocabulary, self.config.decoding)[0].ids, self.vocabulary)
+                truth = text_of(self.recordings.transcript(places[k]).tolist(), self.vocabulary)
                 lines.append(printable(written[:length]) + ("" if written == truth else f"  (said: {printable(truth[:length])})"))
         return "\n".join(lines)
 
@@ -229,7 +217,14 @@ class Transcribing:
         if self.corpus.unknown:
             share = self.corpus.unknown / len(self.corpus.ids)
             fact = f"{counted(self.corpus.unknown, 'character')} ({share:.2%}) outside the vocabulary"
-            notes.append(f"{fact}: never written, so errors in val and test")
+            strange = [
+                self.recordings.utterances[i].place()
+                for split in ("val", "test")
+                for i in self.recordings.split(split)
+                if (self.recordings.transcript(i) == self.vocabulary.unknown).any()
+            ]
+            where = f", at {listed(strange)}" if strange else ""
+            notes.append(f"{fact}: never written, so errors in val and test{where}")
         return notes
 
     def _split(self, split: str) -> range:
@@ -245,13 +240,6 @@ class Transcribing:
         if epoch is not None:
             features = augmented(features, audio.augment, seeded(torch.device("cpu"), self.config.seed, epoch, index))
         return finish(features, audio)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Of logits (L, B, V) and targets (L, B), summed."""
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-    )
 
 
 def _ctc_steps(ids: Ids, unknown: int) -> int:

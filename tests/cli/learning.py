@@ -9,13 +9,13 @@ from charrnn.config import Config
 from charrnn.tasks import load_task
 
 
-def learn(config: Config, path: Path, most: int) -> None:
+def learn(config: Config, path: Path, most: int, rate: float = 4e-2) -> None:
     """Take at least so many steps, whole epochs of them, and write the model there."""
     import torch
 
     task = load_task(config)
     model = task.model()
-    optimizer = torch.optim.Adam(model.parameters(), 4e-2)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     steps = epoch = 0
     while steps < most:
         for batch in task.batches("train", epoch=epoch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.config import AudioConfig
-from charrnn.data.audio import Piece, duration, pieces, require_audio, utterance
+from charrnn.data.audio import Piece, duration, pieces, require_audio, shortfall, utterance
 from charrnn.data.features import log_mel
 from charrnn.errors import DataError, UserError
 
@@ -104,10 +105,10 @@ def test_a_click_is_a_recording(tmp_path: Path, rate: int, count: int) -> None:
     assert len(piece.features) >= 1 and bool(piece.features.isfinite().all())
 
 
-@given(st.integers(1, 30_000), st.floats(0.0002, 1.5), st.integers(1, 20_000))
+@given(st.integers(1, 30_000), st.floats(0.1, 1.5), st.integers(1, 20_000))
 def test_pieces_are_the_whole_and_none_is_too_long(tmp_path_factory: Any, count: int, longest: float, block: int) -> None:
     path = tmp_path_factory.mktemp("audio") / "a.wav"
-    config = settings(max_seconds=max(longest, count / 8000 / 50))  # 75 pieces are enough
+    config = settings(max_seconds=longest)
     samples = noise(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("charrnn.data.audio.BLOCK", block)
@@ -172,6 +173,33 @@ def test_a_header_that_claims_more_than_there_is_gives_what_there_is(tmp_path: P
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         found = read(path, max_seconds=1)
         assert 1 < found[-1].stop < 2.5 and all(bool(piece.features.isfinite().all()) for piece in found)
+
+
+@pytest.mark.parametrize("name, subtype", [("a.wav", "PCM_16"), ("a.wav", "FLOAT"), ("a.wav", "IMA_ADPCM"), ("a.aiff", "PCM_16"),
+    ("a.au", "PCM_16")])  # fmt: skip
+def test_a_recording_that_breaks_off_is_no_utterance(tmp_path: Path, name: str, subtype: str) -> None:
+    path = written(tmp_path / name, noise(30_000), subtype=subtype)
+    whole = path.read_bytes()
+    assert shortfall(path) is None and len(utterance(path, settings())) in (375, 379)  # of ADPCM whole blocks are written
+    path.write_bytes(whole + bytes(100))
+    assert shortfall(path) is None
+    path.write_bytes(whole[: len(whole) // 5])
+    fact = shortfall(path) or ""
+    there, all_ = (float(number) for number in re.findall(r"\d+\.\d\d", fact))
+    assert fact.startswith("breaks off: ") and there == pytest.approx(0.75, abs=0.02) and all_ == pytest.approx(3.75, abs=0.11)
+    remedy = "expected a whole recording, so fetch it again, or cut it there and its transcript too"
+    assert refused(lambda: utterance(path, settings())) == f"{path}: {fact}; {remedy}"
+    assert read(path)[-1].stop == pytest.approx(there, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x7FFFFFFF, 60_044])
+def test_a_header_that_does_not_know_the_length_breaks_nothing_off(tmp_path: Path, size: int) -> None:
+    """As programs write it that could not go back to it, into a pipe; or that count the header too."""
+    path = written(tmp_path / "a.wav", noise(30_000))
+    content = bytearray(path.read_bytes())
+    content[40:44] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert shortfall(path) is None and len(utterance(path, settings())) == 375
 
 
 def test_a_recording_that_is_damaged_further_on_is_read_up_to_there(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 from charrnn.config import DataConfig
 from charrnn.data.batch import IGNORED
 from charrnn.data.corpus import Corpus
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, vocabulary_of
+from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, usable, vocabulary_of
 from charrnn.data.files import Source
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError
+from charrnn.errors import DataError, Faults
 
 
 def words(config: DataConfig, files: list[Source], notes: list[str]) -> Iterator[str | DataError]:
@@ -53,12 +53,39 @@ def test_a_split_of_its_own_files_takes_none_of_the_others(path: Path) -> None:
     assert (parts.files, parts.notes[1].startswith("data.val_path: ")) == (2, True)
 
 
-def test_the_first_that_cannot_be_used_is_raised(path: Path) -> None:
-    path.write_text("a b! c!")
-    with pytest.raises(DataError, match=r"words.txt: b!$"):
-        load_parts(settings(path), 1, words, "word")
-    with pytest.raises(DataError, match=r"^one$"):
+def test_all_that_cannot_be_used_is_raised_at_once(path: Path) -> None:
+    own = path.parent / "own.txt"
+    path.write_text("a b! c! de")
+    own.write_text("x! y")
+
+    def check(some: list[str]) -> list[DataError]:
+        return [DataError(f"long: {w}") for w in some if len(w) > 1]
+
+    with pytest.raises(Faults) as caught:
+        load_parts(settings(path, val_path=str(own)), 1, words, "word", check=check)
+    assert caught.value.lines == [f"{path}: b!", f"{path}: c!", f"{own}: x!", "long: de"]
+    assert str(caught.value) == f"{path}: b! (and 3 more)"
+    with pytest.raises(Faults, match=r"^one \(and 1 more\)$"):
         sound(["a", DataError("one"), DataError("two")])
+    faults: list[DataError] = []
+    assert sound(["a", DataError("one"), "b"], faults) == ["a", "b"] and [str(fault) for fault in faults] == ["one"]
+
+
+def test_what_cannot_be_loaded_is_left_out_and_told() -> None:
+    def lengths(words: list[str]) -> list[int]:
+        if wrong := {place: DataError(word) for place, word in enumerate(words) if "!" in word}:
+            raise Faults(list(wrong.values()), wrong)
+        return [len(word) for word in words]
+
+    faults = [DataError("before")]
+    assert usable(["a!", "bcd", "e!", "fg"], lengths, faults) == [3, 2]
+    assert [str(fault) for fault in faults] == ["before", "a!", "e!"]
+    with pytest.raises(Faults) as caught:
+        usable(["a!"], lengths, [DataError("before")])
+    assert caught.value.lines == ["before", "a!"]
+
+
+def test_a_split_without_words_is_refused(path: Path) -> None:
     path.write_text("a")
     with pytest.raises(DataError, match=r"words.txt: 1 word leaves none to train on; add some, or lower data.val_fraction"):
         load_parts(settings(path), 1, words, "word")

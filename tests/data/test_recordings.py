@@ -17,7 +17,7 @@ from charrnn.data import recordings
 from charrnn.data.audio import utterance
 from charrnn.data.recordings import Recordings, load_recordings, load_recordings_file
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import DataError
+from charrnn.errors import DataError, Faults
 
 MELS = 7
 AUDIO = {"sample_rate": 8000, "window_length": 200, "hop_length": 80, "num_mels": MELS}
@@ -201,6 +201,31 @@ def test_what_cannot_be_used_is_named_by_line_and_leaves_nothing_behind(folder: 
     missing = f"'c.npy': no such file; expected a recording at {folder / 'c.npy'}, so mend the path or take the row out"
     assert refused(folder) == f"{folder / 'm.tsv'}: record 3 (line 4): {missing}"
     assert entries(folder) == [] and not list((folder.parent / "cache").glob(".*"))
+
+
+def test_all_recordings_that_cannot_be_used_are_named_in_the_order_of_the_manifest(folder: Path) -> None:
+    for name in ("a.wav", "c.npy", "d.npy"):
+        (folder / name).write_bytes(b"neither sound nor features")
+    with pytest.raises(Faults) as caught:
+        load_recordings(settings(folder), 1)
+    assert [line.split(": ")[:3] for line in caught.value.lines] == [
+        [str(folder / "m.tsv"), f"line {at}", str(folder / name)] for at, name in ((2, "a.wav"), (4, "c.npy"), (5, "d.npy"))
+    ]
+    assert entries(folder) == [] and not list((folder.parent / "cache").glob(".*"))
+
+
+def test_a_manifest_of_ones_own_is_read_without_what_cannot_be_used(folder: Path) -> None:
+    """Each time it is read, for another may mend it without writing to its file; the others are computed once."""
+    (folder / "a.wav").write_bytes(b"no sound")
+    with open(folder / "m.tsv", "a") as manifest:
+        manifest.write("none.wav\tgone\n")
+    for _ in range(2):
+        found = load_recordings_file(settings(folder), folder / "m.tsv", Vocabulary(("unknown", "end"), " ehinortvwf"))
+        assert {name: said for name, (_, said) in held(found).items()} == dict(ROWS[1:])
+        place = f"{folder / 'm.tsv'}: "
+        (missing, damaged) = map(str, found.corpus.faults)
+        assert missing.startswith(f"{place}record 5 (line 6): 'none.wav': no such file") and damaged.startswith(f"{place}line 2: ")
+    assert len(entries(folder)) == 1
 
 
 def test_a_recording_that_is_lost_after_it_was_kept_is_named(folder: Path) -> None:

@@ -349,7 +349,7 @@ def test_an_unknown_character_is_an_error_and_is_not_asked_of_the_decoder(tmp_pa
     assert (int(scores.tally.count), int(scores.edits.char_edits), int(scores.edits.chars)) == (3, 1, 3)
     assert [(found.truth, found.answer) for found in scores.worst] == [("a\ufffdb", "ab")]
     share = 1 / len(built.corpus.ids)
-    assert f"1 character ({share:.2%}) outside the vocabulary: never written, so errors in val and test" in built.notes()
+    assert f"1 character ({share:.2%}) outside the vocabulary: never written, so errors in val and test, at {val}: line 2" in built.notes()
 
 
 def test_the_search_is_that_of_the_configuration(tmp_path: Path) -> None:
@@ -406,6 +406,17 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path: Path
             train(settings, resume=steps > runs[0], reporter=Quiet())
         models.append(load_model(tmp_path / str(len(runs)) / "run/last.safetensors").weights)
     assert models[0].keys() == models[1].keys() and all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_run_whose_recordings_have_changed_does_not_go_on(tmp_path: Path) -> None:
+    path = spoken(tmp_path, WORDS)
+    sections = {"train": {"max_steps": 1, "threads": 1}}
+    train(config(tmp_path, path, sections), reporter=Quiet())
+    np.save(tmp_path / "all-0.npy", np.zeros((9, MELS)))
+    with pytest.raises(UserError) as caught:
+        train(config(tmp_path, path, {"train": {"max_steps": 2, "threads": 1}}), resume=True, reporter=Quiet())
+    fact = "cannot resume: the recordings or their transcripts have changed since; put them back, or start another run with --init-from"
+    assert str(caught.value) == f"{tmp_path / 'run'}: {fact} {tmp_path / 'run'}"
 
 
 def test_a_preview_shows_what_is_written_and_what_was_said(tmp_path: Path) -> None:
