@@ -219,13 +219,14 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], most: int 
     sacreBLEU is not installed.
     """
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise UserError("BLEU is left out, for it needs sacrebleu, which is not installed; pip install 'charrnn[bleu]'") from None
     letters = [character for texts in references for text in texts for character in text if character.isalpha()]
     by_character = 2 * sum(map(_is_han, letters)) > len(letters)
     width = max(map(len, references))
-    streams = [[texts[k] if k < len(texts) else None for texts in references] for k in range(width)]  # one caption of each, or none
+    # One caption of each, or none, which sacreBLEU takes and its types do not know.
+    streams: Any = [[texts[k] if k < len(texts) else None for texts in references] for k in range(width)]
     scores: list[float] = []
     # force: some corpora are written with a space before each full stop, which is no mistake of whoever measures on them.
     for n in range(1, most + 1):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.metrics import Confusion, Edits, Spans, Tally, cost, edit_distance, less_is_better, sayable
+from charrnn.metrics import Confusion, Edits, Spans, Tally, bleu, cost, edit_distance, less_is_better, sayable
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:
@@ -186,3 +186,24 @@ def test_a_share_of_no_texts_is_none() -> None:
 @pytest.mark.parametrize("prefix", ["", "val_"])
 def test_fewer_errors_are_better(prefix: str, name: str) -> None:
     assert less_is_better(prefix + name) == name.endswith("_error_rate")
+
+
+@pytest.mark.parametrize(
+    "answers, references, scores",
+    [
+        # 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, and of the one of four none, for which sacreBLEU counts a half.
+        (["the cat sat here"], [["the cat sat there"]], [3 / 4, (3 / 4 * 2 / 3) ** (1 / 2), (1 / 4) ** (1 / 3), (1 / 8) ** (1 / 4)]),
+        # A word counts as often as the reference with most of it has it, and the length is that of the nearest reference.
+        (["the the the"], [["the cat", "a the the"]], [2 / 3, (2 / 3 * 1 / 2) ** (1 / 2)]),
+        # Too short; and sums over the corpus, not a mean over its texts. As many references as each has.
+        (["a cat", "a dog barks"], [["a cat sat on a mat"], ["a dog barks", "dogs"]], [math.exp(1 - 9 / 5), math.exp(1 - 9 / 5)]),
+        (["A Red Circle ."], [["a red circle."]], [1, 1, 1, 1]),
+        # Chinese: each character is a word.
+        (["红圆"], [["红色圆"]], [math.exp(1 - 3 / 2)]),
+    ],
+    ids=["precision", "clipped", "short", "case", "Chinese"],
+)
+def test_bleu_by_hand(answers: list[str], references: list[list[str]], scores: list[float]) -> None:
+    found = bleu(answers, references, len(scores))
+    assert found.scores == pytest.approx([100 * score for score in scores], abs=1e-6)
+    assert "tok:char" in found.signature if references == [["红色圆"]] else "tok:13a" in found.signature

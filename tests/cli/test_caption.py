@@ -284,3 +284,126 @@ def test_a_mistake_is_one_line(run: Run, mistake: str) -> None:
 def test_a_model_of_another_task_names_its_command(run: Run) -> None:
     said = run("model.safetensors", P, command="transcribe")
     assert said.code == 2 and "a model of task caption; charrnn transcribe needs one of task transcribe; use charrnn caption" in said.err
+
+
+FAULTY = {  # name: what is wrong with it, by what is said of it
+    "text.jpg": "not a picture that can be read; expected a picture, as JPEG, PNG or WebP",
+    "half.jpg": "breaks off, or is damaged (",
+    "dot.png": "1 x 1 pixels; expected at least 2 a side, or there is nothing to see",
+    "huge.png": "900,000,000 pixels, by its header; expected at most 100,000,000, so make it smaller",
+    "missing.png": "no such file; expected a picture at missing.png, so mend the path or take the row out",
+}
+
+
+def faulty(path: str) -> list[int]:
+    """A manifest with two pictures that are known, and between them all that cannot be used and one without a caption: their lines."""
+    Path("text.jpg").write_text("this is no picture")
+    stream = io.BytesIO()
+    Image.open(P).convert("RGB").resize((300, 300)).save(stream, "JPEG")
+    Path("half.jpg").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
+    Image.new("RGB", (1, 1)).save("dot.png")
+    Path("huge.png").write_bytes(png_header(30_000, 30_000))
+    known = [(f"pictures/{name}", text) for name, text in captions(2).items()]
+    mixed = [known[0], *((name, "a red circle") for name in FAULTY), ("pictures/0003.png", " "), known[1]]
+    if path.endswith("tsv"):
+        lines = ["image\tcaption", *("\t".join(row) for row in mixed)]
+    else:
+        lines = [json.dumps({"image": image, "caption": text}) for image, text in mixed]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first = len(lines) - len(mixed) + 2
+    return list(range(first, first + len(FAULTY) + 1))
+
+
+def assert_each_is_told(told: list[str], manifest: str, lines: list[int]) -> None:
+    """On a line of its own, with its line in the manifest."""
+    assert len(told) == len(lines) == len(FAULTY) + 1 and all(line.startswith(f"charrnn: error: {manifest}: ") for line in told)
+    for (name, fact), number in zip(FAULTY.items(), lines):
+        (one,) = (line for line in told if name in line)
+        assert f"line {number}" in one and fact in one
+    assert sum(f"line {lines[-1]}): field 'caption' is empty; expected text, so fill it or take the row out" in line for line in told) == 1
+
+
+@pytest.mark.parametrize("manifest", ["another.tsv", "another.jsonl"])
+def test_eval_names_each_picture_that_cannot_be_used_and_measures_the_others(run: Run, manifest: str) -> None:
+    lines = faulty(manifest)
+    said = run("model.safetensors", "--file", manifest, command="eval")
+    assert said.code == 2 and "2 of 2 pictures have what was written among their captions" in said.out
+    *told, last = said.err.splitlines()
+    assert_each_is_told(told, manifest, lines)
+    assert last == f"6 rows of {manifest} could not be used as expected"
+    figures = run("model.safetensors", "--file", manifest, "--json", command="eval")
+    found = json.loads(figures.out)
+    assert figures.code == 2 and figures.err == said.err
+    assert (found["caption_accuracy"], found["count"]) == (1.0, sum(len(text) + 1 for text in captions(2).values()))
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_training_names_all_pictures_that_cannot_be_used_and_does_not_begin(run: Run, dry: bool) -> None:
+    lines = faulty("another.tsv")
+    wanted = settings(Path(), "train.tsv", size=32)
+    Path("config.yaml").write_text(build_config(wanted | {"run": "run"}, "test").to_yaml(), encoding="utf-8")
+    for broken, sound in (("another.tsv", "train.tsv"), ("train.tsv", "another.tsv")):
+        names = ("--set", f"data.path={broken}", "--set", f"data.val_path={sound}", "--set", "data.cache=own-cache")
+        said = run("--config", "config.yaml", *names, *(["--dry-run"] if dry else []), command="train")
+        assert (said.code, said.out) == (2, "")
+        assert_each_is_told(said.err.splitlines(), "another.tsv", lines)
+        assert not Path("run/last.safetensors").exists() and not list(Path("own-cache").glob("pictures-*"))
+
+
+def test_eval_names_captions_that_the_model_cannot_write_and_measures_the_rest_of_them(run: Run) -> None:
+    name, text = next(iter(captions().items()))
+    Path("another.tsv").write_text(f"image\tcaption\npictures/{name}\t{text} 雪ß\npictures/{name}\t{text}\n", encoding="utf-8")
+    said = run("model.safetensors", "--file", "another.tsv", command="eval")
+    fact = "the model does not know '雪' (U+96EA), 'ß' (U+00DF); expected characters that it has learned, so mend the caption"
+    assert said.code == 2 and f"charrnn: error: another.tsv: line 2: {fact}; it is measured, all but these\n" in said.err
+    assert f" on another.tsv: {2 * len(text) + 3} chars\n" in said.out  # with the space, and both ends
+    assert "1 of 1 picture have what was written among their captions" in said.out
+    assert f"{2 / (2 * len(text) + 5):.2%} of the characters are unknown to the model, and were read as unknown" in said.out
+
+
+def test_eval_names_features_that_cannot_be_used_and_measures_the_others(run: Run) -> None:
+    np.save("wide.npy", np.zeros(COUNT + 1, dtype=np.float32))
+    np.save("whole.npy", np.zeros(COUNT, dtype=np.int64))
+    np.save("endless.npy", np.full(COUNT, np.inf, dtype=np.float32))
+    Path("text.npy").write_text("no array")
+    names = {
+        "wide.npy": "13 features of a picture; expected 12, which is data.images.features: make them so, or train with another",
+        "whole.npy": "holds int64; expected features of a picture as (12,), in floats",
+        "endless.npy": "feature 0: inf is no number of 32 bits; expected finite features, so make them again",
+        "text.npy": "not a whole .npy file of numbers (",
+        "none.npy": "no such file; expected features of a picture at none.npy",
+    }
+    known = "".join(f"features/{name}.npy\t{text}\n" for name, text in captions(2).items())
+    rows = "".join(f"{name}\ta\n" for name in names)
+    Path("another.tsv").write_text(f"image\tcaption\n{rows}{known}", encoding="utf-8")
+    said = run("ready.safetensors", "--file", "another.tsv", command="eval")
+    assert said.code == 2 and "2 of 2 pictures have what was written among their captions" in said.out
+    *told, last = said.err.splitlines()
+    assert len(told) == len(names) and last == "5 rows of another.tsv could not be used as expected"
+    for number, (name, fact) in enumerate(names.items(), start=2):
+        (one,) = (line for line in told if name in line)
+        assert one.startswith("charrnn: error: another.tsv: ") and f"line {number}" in one and fact in one
+
+
+def test_eval_of_nothing_but_faults_names_them(run: Run) -> None:
+    Path("another.tsv").write_text("image\tcaption\nnone.png\ta\ntext.jpg\ta\n", encoding="utf-8")
+    Path("text.jpg").write_text("this is no picture")
+    said = run("model.safetensors", "--file", "another.tsv", command="eval")
+    assert (said.code, said.out) == (2, "") and [line.split(": ")[3] for line in said.err.splitlines()] == ["record 1 (line 2)", "line 3"]
+
+
+def test_eval_does_not_look_otherwise_than_the_model_has_learned(run: Run) -> None:
+    said = run("model.safetensors", "--file", "train.tsv", "--set", "data.images.size=48", command="eval")
+    assert said.code == 2 and said.err.startswith("charrnn: error: model.safetensors: data.images.size is 32, and --set makes it 48; exp")
+
+
+def test_eval_tells_whether_the_model_looks(run: Run) -> None:
+    said = run("model.safetensors", "--file", "train.tsv", command="eval")
+    assert said.code == 0 and f"{COUNT} of {COUNT} pictures have what was written among their captions" in said.out
+    for row in ("their own picture", "another picture, shuffled", "no picture", f"the right picture among {COUNT}, by a caption's"):
+        assert row in said.out
+    assert "BLEU-1 to -4: 100.0, 100.0, 100.0, 100.0 (" in said.out
+    found = json.loads(run("model.safetensors", "--file", "train.tsv", "--json", command="eval").out)
+    assert found["right_nats_per_char"] == pytest.approx(found["nats_per_char"], rel=1e-4)
+    assert found["right_nats_per_char"] < min(found["shuffled_nats_per_char"], found["no_picture_nats_per_char"])
+    assert found["recall_1"] > 0.5 and found["bleu_4"] == pytest.approx(100)

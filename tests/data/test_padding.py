@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from charrnn.data.batch import IGNORED
-from charrnn.data.padding import POOL, buckets, pad
+from charrnn.data.padding import POOL, buckets, grouped_buckets, pad
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
 
@@ -41,6 +43,39 @@ def test_little_of_a_batch_is_padding() -> None:
     batches = buckets(lengths, 64, np.random.default_rng(1))
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     assert padded < 1.02 * lengths.sum()
+
+
+GROUPS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=25)  # lengths of the examples of each
+
+
+@given(groups=GROUPS, batch_size=st.integers(1, 9), seed=st.none() | st.integers(0, 99))
+@examples(deadline=None, max_examples=80)
+def test_groups_stay_together_and_none_of_them_loses_an_example(groups: list[list[int]], batch_size: int, seed: int | None) -> None:
+    lengths = np.array([length for group in groups for length in group])
+    firsts = np.cumsum([0, *map(len, groups)])
+    batches = grouped_buckets(lengths, firsts, batch_size, None if seed is None else np.random.default_rng(seed))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    of = np.repeat(np.arange(len(groups)), np.diff(firsts))
+    holding = [[at for at, batch in enumerate(batches) if group in of[batch]] for group in range(len(groups))]
+    if seed is None:
+        assert all(len(places) == 1 for places in holding)
+        assert all(len(batch) <= batch_size or len({*of[batch]}) == 1 for batch in batches)
+        return
+    assert len(batches) == -(-len(lengths) // batch_size) and sum(len(batch) < batch_size for batch in batches) <= 1
+    for batch in batches:  # side by side, in their order
+        assert 1 + np.count_nonzero(np.diff(of[batch])) == len({*of[batch]})
+        assert all(b == a + 1 for a, b in itertools.pairwise(batch) if of[a] == of[b])
+    for group, places in zip(groups, holding):  # one that begins in a batch goes on in the next
+        assert len(places) <= 1 + -(-(len(group) - 1) // batch_size)
+
+
+def test_groups_come_by_their_longest_example_and_are_mixed_anew_each_epoch() -> None:
+    lengths, firsts = np.array([9, 1, 2, 2, 5]), np.array([0, 2, 4, 5])
+    assert grouped_buckets(lengths, firsts, 3, None) == [[2, 3, 4], [0, 1]]
+    assert grouped_buckets(lengths, firsts, 1, None) == [[2, 3], [4], [0, 1]]
+    many, of_five = np.random.default_rng(0).integers(1, 60, 500), np.arange(0, 501, 5)
+    first, again, other = (grouped_buckets(many, of_five, 8, np.random.default_rng((1, epoch))) for epoch in (0, 0, 1))
+    assert first == again != other
 
 
 def test_padding_is_read_as_0_and_never_asked_nor_counted() -> None:
