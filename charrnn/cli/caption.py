@@ -54,7 +54,7 @@ def caption(
         raise UserError(f"{printable(files[0])}: a model, and nothing to tell of; expected pictures or folders of them behind it")
     _refuse(beam, num, temperature, {"--top-k": top_k, "--top-p": top_p, "--seed": seed})
     if html is not None:
-        expect_place(html, "--html")
+        expect_place(html, "--html", (".html", ".htm"))
     from charrnn.captioning import Describe, Draws, alike
     from charrnn.models.captioner import Captioner
     from charrnn.sampling import SamplingOptions

@@ -60,7 +60,7 @@ def classify(
         if text is not None:
             raise UserError("--confusion: needs the truth beside each text; expected --file with a label's column, so leave it out")
         require_matplotlib("--confusion")
-        expect_place(confusion, "--confusion")
+        expect_place(confusion, "--confusion", (".png",))
     from charrnn import classifying
     from charrnn.tables import columns, confusion_table, named
 

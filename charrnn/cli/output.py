@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +42,16 @@ def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:
     return tqdm(total=total, unit=unit, unit_scale=True, delay=SILENCE_SECONDS, leave=False, disable=not sys.stderr.isatty())
 
 
-def expect_place(path: Path, flag: str = "--out") -> None:
-    """Raises UserError where no file can be."""
+def expect_place(path: Path, flag: str = "--out", endings: Sequence[str] = ()) -> None:
+    """Raises UserError where no file can be, or where its name has none of the endings.
+
+    A command that reads the files it is named takes the next of them for its output where a person forgets the output's name; what it
+    writes has an ending that nothing it reads has, so that none of these is ever overwritten. A pipe or a terminal needs none.
+    """
+    if endings and path.suffix.lower() not in endings and not (path.exists() and not path.is_file()):
+        what = "page" if ".html" in endings else "picture"
+        fact = f"{flag} {printable(str(path))}: expected a name that ends in {' or '.join(endings)}"
+        raise UserError(f"{fact}; give the {what} such a name")
     try:
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"{flag} {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")

@@ -65,7 +65,7 @@ def transcribe(
         from charrnn.plots import require_matplotlib
 
         require_matplotlib("--alignment")
-        expect_place(alignment, "--alignment")
+        expect_place(alignment, "--alignment", (".png",))
     from charrnn.models.transcriber import Transcriber
     from charrnn.transcribing import Transcribe
 

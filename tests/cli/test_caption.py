@@ -234,6 +234,15 @@ def test_a_page_is_written_whole_or_not_at_all(run: Run) -> None:
     assert Path("page.html").read_text() == "as it was"
 
 
+@pytest.mark.parametrize("target", ["pictures/0000.png", "pictures/0001.png", "model.safetensors"])
+def test_a_page_never_takes_the_place_of_a_picture_or_a_model(run: Run, target: str) -> None:
+    """As where the page's name was forgotten before a list of pictures."""
+    before = Path(target).read_bytes()
+    said = run("model.safetensors", "pictures/0001.png", "--html", target)
+    assert said == Said(2, "", f"charrnn: error: --html {target}: expected a name that ends in .html or .htm; give the page such a name\n")
+    assert Path(target).read_bytes() == before
+
+
 def test_the_newest_run_is_taken_and_named(run: Run) -> None:
     for at, name in enumerate(("old", "new")):
         Path("runs", name).mkdir(parents=True)

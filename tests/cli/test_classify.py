@@ -141,6 +141,8 @@ def test_columns_without_labels_are_answered(run: Run) -> None:
         (["--file", "empty.txt"], "empty.txt: holds no text; expected some to classify"),
         (["--text", "a", "--confusion", "a.png"],
          "--confusion: needs the truth beside each text; expected --file with a label's column, so leave it out"),
+        (["--file", "texts.tsv", "--confusion", "texts.tsv"],
+         "--confusion texts.tsv: expected a name that ends in .png; give the picture such a name"),
         (["--file", "texts.tsv", "--confusion", "none/a.png"],
          "--confusion none/a.png: cannot be written: it is not in a directory; name a file in a directory that exists"),
     ],

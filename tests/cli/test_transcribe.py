@@ -200,6 +200,7 @@ MISTAKES = {
         ["model.safetensors", "0.wav", "--set", "model.decoder.ctc_weight=0"],
         "model.decoder.ctc_weight is 0.3, and --set makes it 0.0; expected the model as it was trained, so leave it out",
     ),
+    "another": (["model.safetensors", "0.wav", "--alignment", "1.wav"], "--alignment 1.wav: expected a name that ends in .png;"),
     "place": (["model.safetensors", "0.wav", "--alignment", "no/where.png"], "--alignment no/where.png: cannot be written"),
 }
 
