@@ -97,6 +97,8 @@ def caption(
         from charrnn.gallery import page
 
         write_bytes(html, page(figures, str(loaded.path), faults, network.speller is not None).encode(), "--html")
+    elif html is not None:
+        warn(f"--html {printable(str(html))}: not written, for no picture could be used")
     if count:
         typer.echo(f"{counted(count, 'picture')} in {took:,.2f} s: {count / max(took, 1e-9):,.1f} a second", err=True)
     if common := alike(written):

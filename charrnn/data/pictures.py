@@ -172,11 +172,15 @@ class _Lists:
                 continue
             self.splits.append(split)
             self.files += len({source.path for source in files})
+            before = len(self._named)
             for source in files:
                 for line, name in names(source, config):
                     place = f"{source.name}: line {line}"
                     if self._named.setdefault(name, (split, place))[0] != split:
                         raise DataError(f"{place}: {short(name)} is of test, and {self._named[name][1]} has it too; expected it in one")
+            if len(self._named) == before:
+                remedy = "expected names, one a line, so list some or leave it out"
+                raise DataError(f"data.{split}_path: {', '.join(source.name for source in files)} names no picture; {remedy}")
 
     def split_of(self, captioned: Captioned) -> str | None:
         name = self._name_of(captioned)

@@ -230,7 +230,8 @@ def told_page(run: Run) -> str:
 
 def test_a_page_is_written_whole_or_not_at_all(run: Run) -> None:
     Path("page.html").write_text("as it was")
-    assert run("model.safetensors", "missing.png", "--html", "page.html").code == 2
+    said = run("model.safetensors", "missing.png", "--html", "page.html")
+    assert said.code == 2 and "charrnn: warning: --html page.html: not written, for no picture could be used\n" in said.err
     assert Path("page.html").read_text() == "as it was"
 
 

@@ -243,6 +243,15 @@ def test_lists_name_the_pictures_of_a_split(folder: Path) -> None:
     assert refused(config(folder, **lists)) == f"{folder / 'test.txt'}: line 1: {both}"
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("text", ["", "\n  \n"])
+def test_a_list_that_names_no_picture_is_refused(folder: Path, split: str, text: str) -> None:
+    """Else a part of data.path would be drawn, and pictures that were meant for it learned from."""
+    (folder / "none.txt").write_text(text)
+    expected = f"data.{split}_path: {folder / 'none.txt'} names no picture; expected names, one a line, so list some or leave it out"
+    assert refused(config(folder, **{f"{split}_path": str(folder / "none.txt")})) == expected
+
+
 def karpathy(splits: str) -> str:
     names = {"t": "train", "r": "restval", "v": "val", "s": "test"}
     images = [{"filename": f"{i}.png", "split": names[split], "sentences": [{"raw": f"grey {i}"}]} for i, split in enumerate(splits)]
