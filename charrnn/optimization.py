@@ -81,10 +81,10 @@ def give(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], g
     lie, and that of a convolution over channels_last lies in another order.
     """
     for parameter, gradient in zip(parameters, gradients):
-        if not (gradient.is_sparse and isinstance(optimizer, Adam)):
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            if gradient.stride() != parameter.stride():
-                gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+        if gradient.is_sparse and not isinstance(optimizer, Adam):
+            gradient = gradient.to_dense()
+        if not gradient.is_sparse and gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
         parameter.grad = gradient
 
 

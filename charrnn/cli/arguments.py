@@ -97,6 +97,12 @@ def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> It
         yield from found
 
 
+def expect_seed(seed: float | None) -> None:
+    """Raises UserError where `--seed` is given and no generator can begin with it."""
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
+
+
 def config_of(loaded: Loaded, set_: list[str] | None) -> Config:
     """The configuration of a model, with what the command line changes in it.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_seed, files_named, load, model_first
+from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def caption(
     written: dict[bytes, str] = {}
     figures: list[str] = []
     took, count = 0.0, 0
-    for found in _watched(describe.files(pictures), len(pictures)):
+    for found in watched(describe.files(pictures), " pictures", len(pictures)):
         if isinstance(found, DataError):
             faults.append(found)
             tell(found)
@@ -114,9 +114,7 @@ def _refuse(beam: int | None, num: int, temperature: float | None, drawing: dict
         raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
     if not 1 <= num <= MOST:
         raise UserError(f"--num {num}: expected 1 to {MOST:,} captions of each picture")
-    seed = drawing["--seed"]
-    if seed is not None and not 0 <= seed < 1 << 63:
-        raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
+    expect_seed(drawing["--seed"])
     if temperature is None:
         for flag, value in drawing.items():
             if value is not None:
@@ -131,13 +129,6 @@ def _any_seed() -> int:
     import secrets
 
     return secrets.randbits(63)
-
-
-def _watched(found: Iterator[Described | DataError], total: int) -> Iterator[Described | DataError]:
-    with progress_bar(" pictures", total) as bar:
-        for one in found:
-            yield one
-            bar.update()
 
 
 def _lines(found: Described) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
+from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -113,14 +113,7 @@ def _examples(config: Config, texts: list[str] | None, file: str | None, notes: 
     else:
         found = sources([user_path(file, "--file")])
     read = labelled.unsettled_texts if labelled.have_columns(found) else labelled.lines
-    return _watched(read(labelled.own(config.data, found), found, notes))
-
-
-def _watched(examples: Iterator[Example | DataError]) -> Iterator[Example | DataError]:
-    with progress_bar(" texts", None) as bar:
-        for example in examples:
-            yield example
-            bar.update()
+    return watched(read(labelled.own(config.data, found), found, notes), " texts")
 
 
 def _line(answer: Answer, top: int, width: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load, reading_of, split_of, task_of
-from charrnn.cli.output import end_with, progress_bar, warn
+from charrnn.cli.output import end_with, progress_bar, warn, watched
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from charrnn.config import Config
     from charrnn.data.files import Source
     from charrnn.data.formats import Reading
-    from charrnn.evaluation import Window
     from charrnn.scoring import Document, Score
 
 
@@ -74,7 +73,7 @@ def _evaluate_stream(
     if per_char:
         _print_surprisal(evaluation.per_char(network, loaded.vocabulary, stream), as_json)
         return
-    found = evaluation.evaluate_stream(network, loaded.vocabulary, _watched(stream, total))
+    found = evaluation.evaluate_stream(network, loaded.vocabulary, watched(stream, " chars", total, lambda window: len(window.ids)))
     figures = found.as_metrics()
     if as_json:
         typer.echo(json.dumps(sayable(_asked(loaded, split, file) | figures)))
@@ -173,13 +172,6 @@ def _evaluate_beside(
 def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:
     """What the figures are of, for --json."""
     return {"model": str(loaded.path), **({"file": str(file)} if file else {"split": split}), "step": loaded.step}
-
-
-def _watched(stream: Iterator[Window], total: int | None) -> Iterator[Window]:
-    with progress_bar(" chars", total) as bar:
-        for window in stream:
-            yield window
-            bar.update(len(window.ids))
 
 
 def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ANOTHER_PLACE = "name a file in a directory that exists"  # what helps where --out cannot be written
 SILENCE_SECONDS = 1.0  # before a bar appears
+T = TypeVar("T")
 
 
 def warn(text: str) -> None:
@@ -40,6 +41,14 @@ def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:
     from tqdm import tqdm
 
     return tqdm(total=total, unit=unit, unit_scale=True, delay=SILENCE_SECONDS, leave=False, disable=not sys.stderr.isatty())
+
+
+def watched(found: Iterable[T], unit: str, total: int | None = None, size: Callable[[T], int] = lambda one: 1) -> Iterator[T]:
+    """Each of them, under a bar that counts its `size` once it has been dealt with."""
+    with progress_bar(unit, total) as bar:
+        for one in found:
+            yield one
+            bar.update(size(one))
 
 
 def expect_place(path: Path, flag: str = "--out", endings: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from charrnn.cli.arguments import Device, Model, load, reading_of
+from charrnn.cli.arguments import Device, Model, expect_seed, load, reading_of
 from charrnn.cli.output import expect_place, warn, write
 from charrnn.errors import DataError, UserError, printable
 
@@ -84,8 +84,7 @@ def sample(
     )
     if prime and prime_file:
         raise UserError("--prime and --prime-file are both given; expected one text to go on from, so leave one of them out")
-    if seed is not None and not 0 <= seed < 1 << 63:
-        raise UserError(f"--seed {seed}: expected a whole number from 0 to {(1 << 63) - 1}; a lower one does as well")
+    expect_seed(seed)
     expect(no_copy == 0 or no_copy >= 2, "--no-copy", no_copy, "at least 2 characters; 0 is off")
     expect(novelty_min is None or novelty_min >= 1, "--novelty-min", novelty_min, "at least 1 character")
     if novelty_min is not None and not novelty:

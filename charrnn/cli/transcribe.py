@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, progress_bar, tell, warn, write_bytes
+from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def transcribe(
     listener = Transcribe(network, loaded.vocabulary, config.data.audio, config.decoding, fusion)
     seconds = took = 0.0
     count = 0
-    for found in _watched(listener.files(_announced(recordings, config.data.audio)), len(recordings)):
+    for found in watched(listener.files(_announced(recordings, config.data.audio)), " recordings", len(recordings)):
         if isinstance(found, DataError):
             faults.append(found)
             tell(found)
@@ -126,13 +126,6 @@ def _announced(recordings: list[Path], config: AudioConfig) -> Iterator[Path]:
             pieces = f"pieces of at most {config.max_seconds:g} s (data.audio.max_seconds), cut where it is quietest"
             warn(f"{path}: {seconds:,.1f} s long, so it is read in {pieces}")
         yield path
-
-
-def _watched(found: Iterator[Transcript | DataError], total: int) -> Iterator[Transcript | DataError]:
-    with progress_bar(" recordings", total) as bar:
-        for one in found:
-            yield one
-            bar.update()
 
 
 def _line(found: Transcript) -> str:

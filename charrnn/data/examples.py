@@ -161,11 +161,10 @@ def corpus_of(
     files: int,
     beside: bytes,
     what: str = "text",
-    faults: Sequence[DataError] = (),
 ) -> Corpus:
     """Texts by split as documents, each closed by `end`, in memory. `beside`: what else the corpus holds, for its hash.
 
-    `what` it is, and its `faults`: as Corpus has them.
+    `what` it is, as Corpus has it.
     """
     ordered = [text for split in ORDER for text in texts[split]]
     ids = encode_text(vocabulary, [("".join(ordered), np.cumsum(list(map(len, ordered))).tolist())])
@@ -191,5 +190,4 @@ def corpus_of(
         notes=notes,
         mapped=None,
         what=what,
-        faults=tuple(faults),
     )

@@ -5,16 +5,20 @@ What is wrong with a row comes in its place as a DataError, so that who can do w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from charrnn.config import DataConfig
-from charrnn.data.files import Source, why_unreadable
+from charrnn.data.examples import sound, usable
+from charrnn.data.files import Source, sources, why_unreadable
 from charrnn.data.formats import Reading
+from charrnn.data.labelled import own
 from charrnn.data.records import NAMED_COLUMNS, Record
-from charrnn.errors import DataError, short
+from charrnn.errors import DataError, Faults, short
 
+T = TypeVar("T")
+R = TypeVar("R")
 Locate = Callable[[str], Path]  # the file that a name in a manifest leads to; raises DataError with the reason where it is none
 
 
@@ -50,6 +54,30 @@ def rows(config: DataConfig, source: Source, kind: str, columns: Columns, locate
         yield error
     else:
         notes += reading.notes()
+
+
+def load_own(
+    config: DataConfig,
+    path: Path,
+    read: Callable[[DataConfig, list[Source], list[str]], Iterator[T | DataError]],
+    what: str,
+    load: Callable[[list[T], list[str]], R],
+    strangers: Callable[[R], Iterable[DataError | None]],
+) -> tuple[R, tuple[DataError, ...]]:
+    """What `load` makes of a manifest of the user's own, given its notes too, and what is wrong with some of it. Without the filters.
+
+    What cannot be used is left out. What `strangers` names is not: that is told, and measured. `what`: one of the examples, for an
+    error. Raises Faults where nothing can be used.
+    """
+    notes: list[str] = []
+    faults: list[DataError] = []
+    files = sources([path])
+    found = sound(read(own(config, files), files, notes), faults)
+    if not found:
+        raise Faults(faults or [DataError(f"{path}: holds no {what}; expected some to measure on")])
+    loaded = usable(found, lambda some: load(some, notes), faults)
+    faults += filter(None, strangers(loaded))
+    return loaded, tuple(faults)
 
 
 def kind_by_name(source: Source, config: DataConfig) -> str | None:

@@ -33,10 +33,10 @@ from charrnn.data.arrays import ARRAY
 from charrnn.data.cache import build_entry
 from charrnn.data.captions import Captioned, is_manifest, manifest, names
 from charrnn.data.corpus import PIECE, SPLITS, Corpus, Ids, Progress, Stamp, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, strange, usable, vocabulary_of
+from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
 from charrnn.data.files import find_files, sources
 from charrnn.data.images import Fault, Placed, Shelf, load, require_pillow, write_pictures
-from charrnn.data.labelled import own
+from charrnn.data.manifests import load_own
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults, counted, did_you_mean, short
 
@@ -142,20 +142,16 @@ def load_pictures_file(config: DataConfig, path: Path, vocabulary: Vocabulary, p
     What cannot be used is left out, and a fault of the corpus. So is a caption with characters that the model does not know, but that
     is measured, all but these characters. Raises Faults where nothing can be used.
     """
-    notes: list[str] = []
-    faults: list[DataError] = []
-    files = sources([path])
-    found = sound(manifest(own(config, files), files, notes), faults)
-    if not found:
-        raise Faults(faults or [DataError(f"{path}: holds no picture; expected some to measure on")])
 
-    def load(some: list[Captioned]) -> Pictures:
+    def load(some: list[Captioned], notes: list[str]) -> Pictures:
         return _pictures({"train": [], "test": some, "val": []}, vocabulary, config, notes, 1, progress)
 
-    pictures = usable(found, load, faults)
-    measured = "so mend the caption; it is measured, all but these"
-    faults += filter(None, (strange(one.place(), "".join(one.captions), vocabulary, measured) for one in pictures.captioned))
-    return replace(pictures, corpus=replace(pictures.corpus, faults=tuple(faults)))
+    def strangers(pictures: Pictures) -> Iterator[DataError | None]:
+        measured = "so mend the caption; it is measured, all but these"
+        return (strange(one.place(), "".join(one.captions), vocabulary, measured) for one in pictures.captioned)
+
+    pictures, faults = load_own(config, path, manifest, "picture", load, strangers)
+    return replace(pictures, corpus=replace(pictures.corpus, faults=faults))
 
 
 class _Lists:
@@ -218,8 +214,7 @@ def _pictures(
     hashes = _hashes(captioned, shelf, cache, images)
     rows = {content: row for row, content in enumerate(sorted(set(hashes)))}
     shape = _shape(images)
-    digest = hashlib.blake2b(json.dumps([FORMAT, shape, list(rows)]).encode(), digest_size=16).hexdigest()
-    entry = cache / f"pictures-{digest}"
+    entry = cache / f"pictures-{_digest(json.dumps([FORMAT, shape, list(rows)]).encode())}"
     opened = partial(_open, entry, len(rows), shape)
     if opened() is None:
         places = [rows[content] for content in hashes]

@@ -22,9 +22,8 @@ from charrnn.config import AudioConfig, DataConfig, user_path
 from charrnn.data.audio import utterance
 from charrnn.data.cache import build_entry
 from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
-from charrnn.data.examples import ORDER, corpus_of, load_parts, sound, split_range, strange, usable, vocabulary_of
-from charrnn.data.files import sources
-from charrnn.data.labelled import own
+from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
+from charrnn.data.manifests import load_own
 from charrnn.data.utterances import Utterance, manifest
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults
@@ -88,20 +87,16 @@ def load_recordings_file(config: DataConfig, path: Path, vocabulary: Vocabulary)
     What cannot be used is left out, and a fault of the corpus. So is a transcript with characters that the model does not know, but
     that is measured: what it cannot write are errors. Raises Faults where nothing can be used.
     """
-    notes: list[str] = []
-    faults: list[DataError] = []
-    files = sources([path])
-    found = sound(manifest(own(config, files), files, notes), faults)
-    if not found:
-        raise Faults(faults or [DataError(f"{path}: holds no utterance; expected some to measure on")])
 
-    def load(some: list[Utterance]) -> Recordings:
+    def load(some: list[Utterance], notes: list[str]) -> Recordings:
         return _recordings({"train": [], "test": some, "val": []}, vocabulary, config, notes, 1, None)
 
-    recordings = usable(found, load, faults)
-    measured = "so mend the transcript; it is measured, and each of them is an error"
-    faults += filter(None, (strange(one.place(), one.transcript, vocabulary, measured) for one in recordings.utterances))
-    return replace(recordings, corpus=replace(recordings.corpus, faults=tuple(faults)))
+    def strangers(recordings: Recordings) -> Iterator[DataError | None]:
+        measured = "so mend the transcript; it is measured, and each of them is an error"
+        return (strange(one.place(), one.transcript, vocabulary, measured) for one in recordings.utterances)
+
+    recordings, faults = load_own(config, path, manifest, "utterance", load, strangers)
+    return replace(recordings, corpus=replace(recordings.corpus, faults=faults))
 
 
 def _recordings(

@@ -236,7 +236,7 @@ class Captioning:
         count = sum(map(len, captions))
         return Looking(len(chosen), count, len(places) - len(chosen), nats, shuffled, none, recall, found, tuple(notes))
 
-    def _seen(self, model: Captioner, places: Ids) -> Any:
+    def _seen(self, model: Captioner, places: Sequence[int] | Ids) -> Any:
         """Pictures as the decoder is told of them; of one model all are of one kind."""
         seen = finish(self.pictures.pictures(places), self.config.data.images, None)
         return model.encode(seen.to(next(model.parameters()).device))
@@ -249,8 +249,7 @@ class Captioning:
         chosen = [places[k] for k in torch.randperm(len(places), generator=generator)[:PREVIEWED].tolist()]
         lines = []
         with evaluating(model):
-            seen = finish(self.pictures.pictures(chosen), self.config.data.images, None).to(next(model.parameters()).device)
-            for place, found in zip(chosen, decode(model, model.encode(seen), self.vocabulary, self.config.decoding)):
+            for place, found in zip(chosen, decode(model, self._seen(model, chosen), self.vocabulary, self.config.decoding)):
                 written, captions = text_of(found.ids, self.vocabulary), self.pictures.captioned[place].captions
                 lines.append(printable(written[:length]) + ("" if written in captions else f"  (it is: {printable(captions[0][:length])})"))
         return "\n".join(lines)

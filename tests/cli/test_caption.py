@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from charrnn.config import build_config
-from tests.cli.learning import learn
+from tests.cli.learning import learn, runner
 from tests.data.test_images import png_header
-from tests.test_cli import Said, said_to
+from tests.test_cli import Said
 
 SHAPES = Path(__file__).parents[2] / "data/sample/shapes"
 COUNT = 12  # pictures that are learned by heart
@@ -67,13 +67,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(learned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, command: str = "caption") -> Said:
-        return said_to(capsys, command, *arguments)
-
-    return run
+    return runner(learned, "caption", capsys, tmp_path, monkeypatch)
 
 
 def told(said: Said) -> list[tuple[str, str]]:

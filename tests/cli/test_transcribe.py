@@ -17,8 +17,8 @@ from charrnn.config import build_config
 from charrnn.models.transcriber import Transcriber
 from charrnn.tasks import load_task
 from charrnn.transcribing import Transcribe
-from tests.cli.learning import learn
-from tests.test_cli import Said, said_to
+from tests.cli.learning import learn, runner
+from tests.test_cli import Said
 
 RATE = 4000
 TONES = {"a": 400.0, "b": 1200.0, " ": 0.0}  # Hz
@@ -66,13 +66,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(learned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, command: str = "transcribe") -> Said:
-        return said_to(capsys, command, *arguments)
-
-    return run
+    return runner(learned, "transcribe", capsys, tmp_path, monkeypatch)
 
 
 def test_each_recording_gets_a_line(run: Run) -> None:

@@ -24,6 +24,7 @@ from charrnn.tasks import load_task
 from charrnn.tasks.caption import Captioning, CaptionScores, Written
 from charrnn.tasks.looking import Looking
 from charrnn.training import Trainer
+from tests.cli.learning import trained
 from tests.test_training import Listener
 
 SHAPES = Path(__file__).parents[2] / "data/sample/shapes"
@@ -87,17 +88,8 @@ def pairs(task: Captioning, batches: list[Batch]) -> list[tuple[str, str]]:
 
 
 def learned(task: Captioning, steps: int, rate: float = 1e-2) -> Captioner:
-    model = task.model()
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    done = epoch = 0
-    while done < steps:
-        for batch in task.batches("train", epoch=epoch):
-            loss, tally, _ = task.loss(model, batch, None)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss / tally.count)
-            optimizer.step()
-            done += 1
-        epoch += 1
+    model, _ = trained(task, steps, rate)
+    assert isinstance(model, Captioner)
     return model
 
 

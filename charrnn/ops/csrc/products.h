@@ -121,45 +121,31 @@ __attribute__((noinline)) void product_amx(const uint16_t* a, int64_t a_stride, 
     float* c_second = c + tile * vectors * 16;
     constexpr int pairs = vectors / 2;
     __asm__ volatile("" ::: "memory");  // what is read below has been written
-    if (tiles == 1 && vectors == 4) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < k_size; k += 32, panel += step) {
-            _tile_loadd(4, a + k, a_bytes);
-            _tile_loadd(6, panel, b_bytes);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, panel + 32, b_bytes);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(6, panel + 64, b_bytes);
-            _tile_dpbf16ps(2, 4, 6);
-            _tile_loadd(7, panel + 96, b_bytes);
-            _tile_dpbf16ps(3, 4, 7);
+    if constexpr (vectors == 3 || vectors == 4) {
+        if (tiles == 1) {  // all of C at once
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            if constexpr (vectors == 4) _tile_zero(3);
+            for (int64_t k = 0; k < k_size; k += 32, panel += step) {
+                _tile_loadd(4, a + k, a_bytes);
+                _tile_loadd(6, panel, b_bytes);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, panel + 32, b_bytes);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(6, panel + 64, b_bytes);
+                _tile_dpbf16ps(2, 4, 6);
+                if constexpr (vectors == 4) {
+                    _tile_loadd(7, panel + 96, b_bytes);
+                    _tile_dpbf16ps(3, 4, 7);
+                }
+            }
+            _tile_stored(0, c, c_bytes);
+            _tile_stored(1, c + 16, c_bytes);
+            _tile_stored(2, c + 32, c_bytes);
+            if constexpr (vectors == 4) _tile_stored(3, c + 48, c_bytes);
+            return;
         }
-        _tile_stored(0, c, c_bytes);
-        _tile_stored(1, c + 16, c_bytes);
-        _tile_stored(2, c + 32, c_bytes);
-        _tile_stored(3, c + 48, c_bytes);
-        return;
-    }
-    if (tiles == 1 && vectors == 3) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        for (int64_t k = 0; k < k_size; k += 32, panel += step) {
-            _tile_loadd(4, a + k, a_bytes);
-            _tile_loadd(6, panel, b_bytes);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, panel + 32, b_bytes);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(6, panel + 64, b_bytes);
-            _tile_dpbf16ps(2, 4, 6);
-        }
-        _tile_stored(0, c, c_bytes);
-        _tile_stored(1, c + 16, c_bytes);
-        _tile_stored(2, c + 32, c_bytes);
-        return;
     }
     for (int v = 0; v < pairs; ++v) {
         const uint16_t* b = panel + v * 64;
