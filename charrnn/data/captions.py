@@ -33,6 +33,7 @@ class Captioned(NamedTuple):
     line: int  # of the manifest `source`, where the picture comes first; 0 where lines do not tell, as in JSON on one
     split: str | None = None  # train, val or test, where the manifest says so
     record: int = 0
+    name: str = ""  # of the picture, as the manifest has it: that of ready features is another
 
     def place(self) -> str:
         return f"{self.source}: line {self.line}" if self.line else f"{self.source}: record {self.record}"
@@ -65,7 +66,7 @@ def manifest(config: DataConfig, files: list[Source], notes: list[str]) -> Itera
             if row.path not in first:
                 # A column called split is the user's own; that of JSON is known for what it says.
                 split = row.record.fields.get("split") if kind == "image_json" else None
-                first[row.path] = Captioned(row.path, (), row.source, row.record.line, split, row.record.number)
+                first[row.path] = Captioned(row.path, (), row.source, row.record.line, split, row.record.number, row.name)
                 captions[row.path] = []
                 found.append(row.path)
             captions[row.path].append(row.text)

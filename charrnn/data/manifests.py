@@ -26,6 +26,7 @@ class Row(NamedTuple):
     """A file with its text, which has no space around it."""
 
     path: Path
+    name: str  # the path as the manifest has it
     text: str
     source: str
     record: Record
@@ -115,6 +116,6 @@ def _row(found: tuple[str, Record, str], columns: Columns, locate: Locate) -> Ro
         fact = f"field {columns.path!r} is empty; expected {columns.what}'s path"
         return DataError(f"{record.place(name)}: {fact}, so fill it or take the row out")
     try:
-        return Row(locate(path), text.strip(), name, record)
+        return Row(locate(path), path, text.strip(), name, record)
     except DataError as error:
         return DataError(f"{record.place(name)}: {short(path)}: {error}, so mend the path or take the row out")

@@ -22,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -187,14 +187,17 @@ class _Lists:
         missing = self._named.keys() - {self._name_of(captioned) for captioned in found}
         for name in self._named:  # in their order
             if name in missing:
-                known = [captioned.image.name for captioned in found]
+                known = [PurePath(captioned.name).name for captioned in found]
                 remedy = f"expected names of pictures, one a line, or a manifest with captions{did_you_mean(name, known)}"
                 raise DataError(f"{self._named[name][1]}: data.path has no picture {short(name)}; {remedy}")
 
     def _name_of(self, captioned: Captioned) -> str | None:
-        """Under which a list has it: its own or the end of its path."""
-        parts = captioned.image.parts if self._named else ()
-        return next((name for start in range(len(parts)) if (name := "/".join(parts[start:])) in self._named), None)
+        """Under which a list has it: the manifest's own, which ready features need not have, or that of its file; or the end of either."""
+        if not self._named:
+            return None
+        paths = (captioned.image.with_name(PurePath(captioned.name).name), captioned.image)
+        ends = ("/".join(path.parts[start:]) for path in dict.fromkeys(paths) for start in range(len(path.parts)))
+        return next((name for name in ends if name in self._named), None)
 
 
 def _pictures(

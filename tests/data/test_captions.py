@@ -73,7 +73,7 @@ def test_every_form_of_manifest_gathers_the_captions_of_a_picture(folder: Path, 
     found = read(folder, text, name)
     assert all(isinstance(captioned, Captioned) for captioned in found)
     assert found == [
-        Captioned(folder / image, said, str(folder / name), line, None, found[i].record)  # type: ignore[union-attr]
+        Captioned(folder / image, said, str(folder / name), line, None, found[i].record, image)  # type: ignore[union-attr]
         for i, ((image, said), line) in enumerate(zip(GATHERED, lines))
     ]
     assert isinstance(found[1], Captioned) and found[1].place() == f"{folder / name}: line {lines[1]}"
@@ -83,7 +83,7 @@ def test_karpathys_json_has_splits(folder: Path) -> None:
     path = str(folder / "dataset_three.json")
     found = read(folder, json.dumps(KARPATHY), "dataset_three.json")
     assert found == [
-        Captioned(folder / image, said, path, 0, split, record)
+        Captioned(folder / image, said, path, 0, split, record, image)
         for record, ((image, said), split) in enumerate(zip(GATHERED, ("train", "val", "test")), start=1)
     ]
     assert isinstance(found[2], Captioned) and found[2].place() == f"{path}: record 3"
@@ -103,7 +103,7 @@ def test_columns_folder_and_script_are_those_of_the_configuration(folder: Path, 
     elsewhere, notes = tmp_path_factory.mktemp("elsewhere"), list[str]()
     settings = {"field": "said", "format": "tsv", "script": "simplified", "images": {"field": "file", "folder": str(folder)}}
     [found] = read(elsewhere, "said\tfile\n  漢語 \tsub/b.png\n", "m.data", notes, **settings)
-    assert found == Captioned(folder / "sub/b.png", ("汉语",), str(elsewhere / "m.data"), 2, None, 1)
+    assert found == Captioned(folder / "sub/b.png", ("汉语",), str(elsewhere / "m.data"), 2, None, 1, "sub/b.png")
     assert any(note.startswith("converted to simplified characters") for note in notes)
     [wrong] = read(folder, TSV, images={"folder": str(folder / "none")})
     expected = "no such folder; expected the one that the manifest's paths begin in"

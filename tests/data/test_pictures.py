@@ -305,6 +305,19 @@ def test_ready_features_are_beside_their_captions(folder: Path, ready: str) -> N
     assert "5 features of a picture; expected 6, which is data.images.features: make them so, or train with another" in message
 
 
+def test_lists_name_pictures_of_ready_features_as_the_manifest_does(folder: Path, ready: str) -> None:
+    (folder / "val.txt").write_text("3.png\n7.png\n")
+    settings = config(folder, val_path=str(folder / "val.txt"), images={"folder": ready, "features": 5})
+    found = load_pictures(settings, 1)
+    assert found.pictures(found.split("val"))[:, 0].tolist() == [3, 7] and found.counts["train"] == COUNT - 2
+    wide = config(folder, val_path=str(folder / "val.txt"), images={"folder": ready, "features": 6})
+    assert "5 features of a picture; expected 6, which is data.images.features" in refused(wide)
+    (folder / "val.txt").write_text("3.pgn\n")
+    assert refused(settings).endswith(
+        "data.path has no picture '3.pgn'; expected names of pictures, one a line, or a manifest with captions; did you mean '3.png'?"
+    )
+
+
 def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
     photograph = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(folder / "6.png")
