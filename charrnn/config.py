@@ -582,6 +582,15 @@ class Config(Section):
                 f"model.image_as: attention looks at the places of a picture, and data.images.features: {features} numbers have none; "
                 "set image_as: first_step or first_input"
             )
+        if self.task == "caption" and features is not None:
+            given = {key: getattr(self.model.cnn, key) for key in CNNConfig.model_fields if key != "dropout"}  # which is of features too
+            key, value = next(((key, value) for key, value in given.items() if value != getattr(CNNConfig(), key)), ("", None))
+            if key:
+                said = f"{key}.{_changed(value)}" if isinstance(value, Section) else f"{key}: {value}"
+                raise ValueError(
+                    f"model.cnn.{said} is of a network that looks at pixels, and data.images.features: {features} says that others have "
+                    "looked; leave one of them out"
+                )
         if self.task == "caption" and features is None and self.data.images.size < 1 << (1 + self.model.cnn.stages):
             raise ValueError(
                 f"model.cnn.stages: {self.model.cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
@@ -625,6 +634,12 @@ class Config(Section):
 
 def _is_plain(data: DataConfig) -> bool:
     return data.documents is not None or data.pattern is not None or data.source != "files"
+
+
+def _changed(section: Section) -> str:
+    """The first `key: value` of a section that is not as it is by default."""
+    default = type(section)()
+    return next(f"{key}: {value}" for key, value in section if value != getattr(default, key))
 
 
 def _listed(names: Sequence[str]) -> str:

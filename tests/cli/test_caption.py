@@ -61,7 +61,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at, name in enumerate(captions()):
         np.save(folder / "features" / f"{name}.npy", np.eye(COUNT, dtype=np.float32)[at])
     (folder / "features.tsv").write_text(rows.replace("pictures/", "features/").join(["image\tcaption\n", ""]), encoding="utf-8")
-    learn(build_config(settings(folder, "features.tsv", features=COUNT), "test"), folder / "ready.safetensors", 120, 1e-2)
+    ready = settings(folder, "features.tsv", features=COUNT)
+    ready["model"].pop("cnn")
+    learn(build_config(ready, "test"), folder / "ready.safetensors", 120, 1e-2)
     return folder
 
 
