@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_seed, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _lines(found: Described) -> Iterator[str]:
 
 def _as_json(found: Described) -> str:
     captions = [_told(one) for one in found.captions]
-    return json.dumps({"file": str(found.path), "captions": captions, "seconds": found.took}, ensure_ascii=False)
+    return json_line({"file": str(found.path), "captions": captions, "seconds": found.took})
 
 
 def _told(one: Caption) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -27,6 +28,20 @@ def warn(text: str) -> None:
 def tell(fault: object) -> None:
     """What cannot be used, while what can be is."""
     typer.echo(f"charrnn: error: {fault}", err=True)
+
+
+def json_line(value: object) -> str:
+    """JSON on one line: characters as they are, or all but ASCII as escapes where standard output cannot say one of them.
+
+    So a file name that is no text is there as it was: a byte of it that is not UTF-8 is an escape from \\udc80 to \\udcff, as Python has
+    it, and `os.fsencode` of the name that is read from the line is the name.
+    """
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
 
 
 def end_with(faults: int, summary: str) -> None:

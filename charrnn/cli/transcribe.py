@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _as_json(found: Transcript) -> str:
             for heard in found.heard
         ],
     }
-    return json.dumps(told, ensure_ascii=False)
+    return json_line(told)
 
 
 def _draw(path: Path, found: Transcript) -> None:

@@ -98,6 +98,18 @@ def test_json_tells_all(run: Run) -> None:
             assert caption["confidence"] == pytest.approx(np.exp(-caption["nats"] / (len(caption["text"]) + 1)))
 
 
+def test_a_file_name_that_is_no_text_is_told_in_json_as_it_is(run: Run) -> None:
+    name = b"\xe9\xff-\xc3\xa9.png"
+    shutil.copy(b"pictures/0003.png", name)
+    said = run("model.safetensors", os.fsdecode(name), "--json")
+    assert said.code == 0 and said.out.isascii()
+    assert os.fsencode(json.loads(said.out)["file"]) == name
+    line = run("model.safetensors", os.fsdecode(name))
+    assert told(line) == [("\\udce9\\udcff-é.png", captions()["0003.png"])]
+    Path("狗.png").write_bytes(Path("pictures/0003.png").read_bytes())
+    assert '"file": "狗.png"' in run("model.safetensors", "狗.png", "--json").out
+
+
 def test_what_is_drawn_follows_from_the_seed_and_not_from_what_stands_beside_it(run: Run) -> None:
     drawing = ("--num", "4", "--temperature", "2.5", "--seed")
     alone = told(run("model.safetensors", "pictures/0005.png", *drawing, 3))
