@@ -65,14 +65,17 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
     Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
     place of a model whose name was mistyped would be to answer with another one.
     """
-    from charrnn.checkpoint import is_model
+    from charrnn.checkpoint import is_foreign, is_model
     from charrnn.config import user_path
 
     first = names[0]
     if is_model(first):
+        if ".safetensors" in wanted.endings and is_foreign(first):
+            fact = "stands first, where such a file is a model, and it holds something else"
+            raise UserError(f"{printable(first)}: {fact}; if it is features, name the run or the model before it")
         return first, names[1:]
     path = user_path(first, f"the {wanted.what}")
-    if not path.exists() and path.suffix.lower() not in wanted.endings:
+    if not any(called.suffix.lower() in wanted.endings for called in (path, *path.parents)) and not path.exists():
         expected = f"expected a run directory, a model file or {wanted.what}s"
         raise UserError(f"{printable(first)}: neither a model nor a {wanted.what}; {expected}")
     return None, names
