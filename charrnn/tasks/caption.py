@@ -89,7 +89,8 @@ class CaptionScores:
 
     def describe(self) -> str:
         pictures, (commonest, alike) = len(self.written), self.commonest()
-        lines = [f"{self.right():,} of {counted(pictures, 'picture')} have what was written among their captions"]
+        has, its = ("has", "its") if pictures == 1 else ("have", "their")
+        lines = [f"{self.right():,} of {counted(pictures, 'picture')} {has} what was written among {its} captions"]
         if unfinished := sum(not written.finished for written in self.written):
             lines.append(f"{unfinished:,} were cut off at decoding.max_length")
         if alike / pictures > ALIKE and pictures > 1:
