@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_seed, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, json_line, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def caption(
         decoding = decoding.model_copy(update={"beam_width": num})
     faults: list[DataError] = []
     pictures = list(files_named(named, PICTURES if images.features is None else FEATURES, faults))
+    if html is not None:
+        expect_apart(html, pictures, [loaded.path], "--html")
     for fault in faults:
         tell(fault)
     describe = Describe(network, loaded.vocabulary, images, decoding, count=num, draws=draws, thumbnails=html is not None)

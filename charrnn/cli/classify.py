@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import end_with, expect_place, json_line, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -61,9 +61,12 @@ def classify(
         require_matplotlib("--confusion")
         expect_place(confusion, "--confusion", (".png",))
     from charrnn import classifying
+    from charrnn.config import user_path
     from charrnn.tables import columns, confusion_table, named
 
     loaded, network = load(model, device, "classify")
+    if confusion is not None and file not in (None, "-"):
+        expect_apart(confusion, [user_path(str(file), "--file")], [loaded.path], "--confusion")
     notes: list[str] = []
     config = config_of(loaded, set_)
     examples = _examples(config, text, "-" if source else file, notes)

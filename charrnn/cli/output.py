@@ -83,6 +83,23 @@ def expect_place(path: Path, flag: str = "--out", endings: Sequence[str] = ()) -
         raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
 
 
+def expect_apart(path: Path, read: Iterable[Path], models: Iterable[Path], flag: str = "--out") -> None:
+    """Raises UserError where what is written would take the place of a file that the command reads, or of one that is a run's own.
+
+    Whatever name or link leads there. To be asked before anything is written; a pipe or a terminal is not replaced. `models`: files.
+    """
+    from charrnn.run_directory import MODELS, OWN, TEXTS
+
+    if not path.is_file():
+        return
+    owned = [beside for model in models for beside in (model, *map(model.with_name, OWN if model.name in MODELS else TEXTS))]
+    for files, what in ((read, "which this command reads"), (owned, "which is of the model's run")):
+        for file in files:
+            if file.exists() and file.samefile(path):
+                fact = f"{flag} {printable(str(path))}: the same file as {printable(str(file))}, {what}"
+                raise UserError(f"{fact}; expected another, for what it holds would be lost; name another file")
+
+
 def write(path: Path, pieces: Iterable[str]) -> None:
     """Write when the whole text is there: what fails before leaves an older file as it was."""
     write_bytes(path, "".join(pieces).encode())

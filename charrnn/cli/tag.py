@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import expect_place, json_line, progress_bar, tell, warn, write
+from charrnn.cli.output import expect_apart, expect_place, json_line, progress_bar, tell, warn, write
 from charrnn.errors import DataError, UserError, characters_listed, printable
 
 if TYPE_CHECKING:
@@ -67,11 +67,14 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
+    from charrnn.config import user_path
     from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
 
     loaded, network = load(model, device, "tag")
     data = config_of(loaded, set_).data
+    if out:
+        expect_apart(out, [user_path(name, "--file") for name in file or []], [loaded.path])
     if mark is not None and data.labels != "segmentation":
         raise UserError(f"--mark {mark!r}: is written by a model of labels: segmentation, and this one is of {data.labels}; leave it out")
     faults: list[DataError] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, json_line, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def transcribe(
     recordings = list(files_named(named, RECORDINGS, faults))
     if alignment is not None and len(recordings) != 1:
         raise UserError(f"--alignment: {counted(len(recordings), 'recording')}; expected one, of which a picture can be drawn")
+    if alignment is not None:
+        expect_apart(alignment, recordings, [loaded.path], "--alignment")
     for fault in faults:
         tell(fault)
     listener = Transcribe(network, loaded.vocabulary, config.data.audio, config.decoding, fusion)

@@ -280,6 +280,16 @@ def test_a_page_never_takes_the_place_of_a_picture_or_a_model(run: Run, target: 
     assert Path(target).read_bytes() == before
 
 
+def test_a_page_never_takes_the_place_of_what_a_link_leads_to(run: Run) -> None:
+    for target in ("pictures/0001.png", "model.safetensors"):
+        Path("page.html").unlink(missing_ok=True)
+        Path("page.html").symlink_to(target)
+        before = Path(target).read_bytes()
+        said = run("model.safetensors", "pictures", "--html", "page.html")
+        assert (said.code, said.out) == (2, "") and f"--html page.html: the same file as {target}, which " in said.err
+        assert Path(target).read_bytes() == before
+
+
 def test_the_newest_run_is_taken_and_named(run: Run) -> None:
     for at, name in enumerate(("old", "new")):
         Path("runs", name).mkdir(parents=True)

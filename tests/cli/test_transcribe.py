@@ -155,6 +155,14 @@ def test_a_text_without_an_end_is_marked(run: Run) -> None:
     assert said.code == 0 and said.out.rstrip().endswith("2.wav  a…")
 
 
+def test_a_drawing_never_takes_the_place_of_what_a_link_leads_to(run: Run) -> None:
+    Path("a.png").symlink_to("6.wav")
+    before = Path("6.wav").read_bytes()
+    said = run("model.safetensors", "6.wav", "--alignment", "a.png")
+    assert said.code == 2 and "--alignment a.png: the same file as 6.wav, which this command reads; expected another" in said.err
+    assert Path("6.wav").read_bytes() == before
+
+
 def test_the_alignment_is_drawn_of_one_recording(run: Run) -> None:
     assert run("model.safetensors", "6.wav", "--alignment", "a.png").code == 0
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
