@@ -161,8 +161,7 @@ class Describe:
             return [drawn[first : first + count] for first in range(0, len(drawn), count)]
         if self._decoding.beam_width == 1:
             return [[found] for found in greedy(self._model, source, self._vocabulary, self._decoding)]
-        columns_of = (source.column(p) for p in range(source.columns))
-        return [beam_search(self._model, one, self._vocabulary, self._decoding, count=count)[:count] for one in columns_of]
+        return [found[:count] for found in beam_search(self._model, source, self._vocabulary, self._decoding, count=count)]
 
 
 def _drawing(draws: Draws, count: int, pictures: int, vocabulary: Vocabulary) -> Draw:
