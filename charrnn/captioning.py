@@ -26,7 +26,7 @@ from charrnn.device import seeded
 from charrnn.errors import DataError
 from charrnn.models.captioner import Captioner
 from charrnn.sampling import SamplingOptions, filter_logits, finite_scores, sample
-from charrnn.tasks.caption import ALIKE
+from charrnn.tasks.caption import ALIKE, limited
 
 GROUP = 16  # pictures that are encoded side by side
 SEVERAL = 10  # pictures, of which fewer may well be told of alike
@@ -82,7 +82,7 @@ class Describe:
         thumbnails: bool = False,
     ) -> None:
         """`count`: captions of each picture, the best that a beam of as many or more finds, or as many draws; `thumbnails`: are made."""
-        self._model, self._vocabulary, self._images, self._decoding = model, vocabulary, images, decoding
+        self._model, self._vocabulary, self._images, self._decoding = model, vocabulary, images, limited(decoding)
         self._count, self._draws = count, draws
         self._thumbnails = thumbnails and images.features is None
 

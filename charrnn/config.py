@@ -101,7 +101,7 @@ BELONGS = {
 SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
-    "caption": {"data": {"field": "caption"}, "decoding": {"max_length": 200}},
+    "caption": {"data": {"field": "caption"}},
 }
 # What the features of a recording are: weights mean nothing with other ones.
 HEARD = (
@@ -484,7 +484,9 @@ class DecodingConfig(Section):
     beam_width: Annotated[int, Field(gt=0, le=1000)] = 1  # of beam search; 1 is greedy
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the encoder's own opinion (CTC) in the score; above 0, a beam of 1 too
     length_normalization: Annotated[float, Field(ge=0, le=5)] = 0.6  # 0: none; the exponent of Wu et al. 2016, equation 14
-    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8; of captions 200
+    # Characters at most. Left out, twice as many as the encoder has steps and 8; of captions half as many again as the longest that was
+    # learned from, and no more than 200
+    max_length: Count | None = None
 
 
 class Config(Section):
