@@ -27,6 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
 
 
+WIDEST = 1000  # of a beam, as decoding.beam_width has it
 # The command for a text of one's own with a model of a task. The other tasks' commands are called as the tasks are.
 OWN_TEXT = {"lm": "sample"}
 
@@ -78,6 +79,9 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
     if not any(called.suffix.lower() in wanted.endings for called in (path, *path.parents)) and not path.exists():
         expected = f"expected a run directory, a model file or {wanted.what}s"
         raise UserError(f"{printable(first)}: neither a model nor a {wanted.what}; {expected}")
+    if behind := next((name for name in names[1:] if is_model(name) and not is_foreign(name)), None):
+        expected = "expected it to stand first, or no model for the newest run; name it before the others"
+        raise UserError(f"{printable(behind)}: a model, behind what it shall read; {expected}")
     return None, names
 
 
@@ -98,6 +102,12 @@ def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> It
         elif len(found) < len(inside):
             warn(f"{printable(name)}: {counted(len(inside) - len(found), 'file')} left out, by their names no {wanted.what}s")
         yield from found
+
+
+def expect_beam(width: int | None) -> None:
+    """Raises UserError where `--beam` is given and no search can be so wide."""
+    if width is not None and not 1 <= width <= WIDEST:
+        raise UserError(f"--beam {width}: expected 1 to {WIDEST:,} hypotheses; 1 is greedy")
 
 
 def expect_seed(seed: float | None) -> None:

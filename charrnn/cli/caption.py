@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_seed, files_named, load, model_first
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_beam, expect_seed, files_named, load, model_first
 from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
@@ -111,8 +111,7 @@ def caption(
 
 def _refuse(beam: int | None, num: int, temperature: float | None, drawing: dict[str, float | None]) -> None:
     """Options that cannot mean anything, or that contradict each other."""
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
+    expect_beam(beam)
     if not 1 <= num <= MOST:
         raise UserError(f"--num {num}: expected 1 to {MOST:,} captions of each picture")
     expect_seed(drawing["--seed"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_beam, files_named, load, model_first
 from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
@@ -49,8 +49,7 @@ def transcribe(
     model, named = model_first(files, RECORDINGS)
     if not named:
         raise UserError(f"{printable(files[0])}: a model, and nothing to transcribe; expected recordings or folders of them behind it")
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
+    expect_beam(beam)
     if ctc_weight is not None and not 0 <= ctc_weight < 1:
         raise UserError(f"--ctc-weight {ctc_weight:g}: expected a share from 0 up and below 1; 0.3 is usual")
     overrides = [*(set_ or [])]

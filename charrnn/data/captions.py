@@ -15,10 +15,10 @@ from charrnn.data.arrays import ARRAY
 from charrnn.data.decoding import opening_text, read_text
 from charrnn.data.documents import lines_of
 from charrnn.data.files import Source, why_unreadable
-from charrnn.data.images import FEATURES, PICTURE, READY, Shelf, is_ready
+from charrnn.data.images import ENDINGS, FEATURES, PICTURE, READY, Shelf, is_ready
 from charrnn.data.manifests import Columns, Locate, beside, kind_by_name, rows, unknown_kind
 from charrnn.data.records import IMAGE_TOKEN
-from charrnn.errors import DataError, short
+from charrnn.errors import DataError, counted, short
 
 CAPTION = "caption"  # the column that holds it where `data.field` names none
 OTHERS = ", a token file of Flickr8k, or the JSON of Karpathy or neuraltalk"  # manifests that are known
@@ -53,7 +53,13 @@ def manifest(config: DataConfig, files: list[Source], notes: list[str]) -> Itera
     found: list[Path | DataError] = []  # a picture where it comes first
     first: dict[Path, Captioned] = {}
     captions: dict[Path, list[str]] = {}
+    if pictured := [source for source in files if source.suffix in ENDINGS]:
+        others = f" and {counted(len(pictured) - 1, 'other')}" if len(pictured) > 1 else ""
+        fact = f"{pictured[0].name}{others}: named as pictures are, and what is said of pictures is to be read"
+        found.append(DataError(f"{fact}; expected a manifest with columns{OTHERS}; name that, and not the folder of the pictures"))
     for source in files:
+        if source.suffix in ENDINGS:
+            continue
         try:
             kind, locate = _kind(source, config, columns), cache(_locate(source, config.images))
         except DataError as error:

@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import re
+import signal
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
 PICTURE = "a picture"  # what a path leads to …
 FEATURES = "features of a picture"  # … or this
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp"})  # of the names of pictures
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # that Pillow is let try
 LEAST_SIDE = 2  # pixels
 MOST_PIXELS = 100_000_000  # of a file: more would take half a gigabyte to decode
@@ -211,6 +217,19 @@ def load(path: Path, config: ImagesConfig) -> Pixels | Features:
         remedy = f"expected {' or '.join(READY)}, for data.images.features is {config.features}"
         raise DataError(f"{path}: not named as features; {remedy}")
     return load_features(path, config.features)
+
+
+def begin_worker() -> None:
+    """In a process that decodes for another: Ctrl-C is for that other to hear, and with its end, however that comes, comes this one's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def write_pictures(chunk: Placed, *, load: Callable[[Path], Pixels | Features], into: Path, size: int) -> list[Fault]:

@@ -17,6 +17,7 @@ from charrnn.data.labelled import own
 from charrnn.data.records import NAMED_COLUMNS, Record
 from charrnn.errors import DataError, Faults, short
 
+HEADED = ("tsv", "csv")  # tables whose first row says what is in each column of all the others
 T = TypeVar("T")
 R = TypeVar("R")
 Locate = Callable[[str], Path]  # the file that a name in a manifest leads to; raises DataError with the reason where it is none
@@ -50,7 +51,13 @@ def rows(config: DataConfig, source: Source, kind: str, columns: Columns, locate
     try:
         reading = Reading(config.model_copy(update={"format": kind, "field": columns.text, "documents": None, "pattern": None}), [source])
         for found in reading.records():
-            yield found if isinstance(found, DataError) else _row(found, columns, locate)
+            if isinstance(found, DataError):
+                yield found
+                continue
+            row, (_, record, _) = _row(found, columns, locate), found
+            yield row
+            if kind in HEADED and isinstance(row, DataError) and not (columns.path in record.fields or record.names_body(columns.path)):
+                return  # so it is of every other row
     except DataError as error:
         yield error
     else:

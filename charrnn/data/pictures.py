@@ -13,7 +13,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from charrnn.data.captions import Captioned, is_manifest, manifest, names
 from charrnn.data.corpus import PIECE, SPLITS, Corpus, Ids, Progress, Stamp, file_stamps
 from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
 from charrnn.data.files import find_files, sources
-from charrnn.data.images import Fault, Placed, Shelf, load, require_pillow, write_pictures
+from charrnn.data.images import Fault, Placed, Shelf, begin_worker, load, require_pillow, write_pictures
 from charrnn.data.manifests import load_own
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults, counted, did_you_mean, short
@@ -391,9 +390,7 @@ def _each(write: Callable[[Placed], list[Fault]], chunks: list[Placed], workers:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["charrnn.data.images", "PIL.Image"])  # imported once for all of them
-    # Ctrl-C is for the process that waits for these, and ends them. What they begin with imports no torch.
-    ignored = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, context, signal.signal, ignored)
+    pool = ProcessPoolExecutor(workers, context, begin_worker)  # which imports no torch
     waiting: list[Future[list[Fault]]] = []
     rest = iter(chunks)
     try:

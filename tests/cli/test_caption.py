@@ -306,7 +306,12 @@ MISTAKES = {
         ["model.safetensors"],
         "model.safetensors: a model, and nothing to tell of; expected pictures or folders of them",
     ),
-    "no beam": (["model.safetensors", P, "--beam", "0"], "--beam 0: expected at least 1 hypothesis; 1 is greedy"),
+    "no beam": (["model.safetensors", P, "--beam", "0"], "--beam 0: expected 1 to 1,000 hypotheses; 1 is greedy"),
+    "too wide": (["model.safetensors", P, "--beam", "100000"], "--beam 100000: expected 1 to 1,000 hypotheses; 1 is greedy"),
+    "model behind": (
+        [P, "model.safetensors"],
+        "model.safetensors: a model, behind what it shall read; expected it to stand first, or no model for the newest run",
+    ),
     "no caption": (["model.safetensors", P, "--num", "0"], "--num 0: expected 1 to 1,000 captions of each picture"),
     "too many": (
         ["model.safetensors", P, "--num", "3", "--beam", "2"],

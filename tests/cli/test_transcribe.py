@@ -188,7 +188,7 @@ def test_a_language_model_has_a_say(run: Run) -> None:
 
 MISTAKES = {
     "nothing to transcribe": (["model.safetensors"], "model.safetensors: a model, and nothing to transcribe; expected recordings"),
-    "no beam": (["model.safetensors", "0.wav", "--beam", "0"], "--beam 0: expected at least 1 hypothesis; 1 is greedy"),
+    "no beam": (["model.safetensors", "0.wav", "--beam", "0"], "--beam 0: expected 1 to 1,000 hypotheses; 1 is greedy"),
     "weight": (["model.safetensors", "0.wav", "--ctc-weight", "1"], "--ctc-weight 1: expected a share from 0 up and below 1"),
     "lm weight": (["model.safetensors", "0.wav", "--lm-weight", "-1"], "--lm-weight -1: expected a number from 0 to 10"),
     "lm": (["model.safetensors", "0.wav", "--lm", "model.safetensors"], "charrnn transcribe --lm needs one of task lm"),

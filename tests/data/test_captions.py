@@ -202,3 +202,21 @@ def test_an_array_of_features_is_looked_up_by_name(folder: Path) -> None:
     assert told(found[2]) == f"{folder / 'm.tsv'}: record 4 (line 5): 'c.webp': {missing}"
     [wide] = read(folder, TSV, images={"folder": str(folder / "f.npy"), "features": 4})
     assert told(wide).startswith(f"{folder / 'f.npy'}: 3 features of a picture; expected 4, which is data.images.features")
+
+
+def test_a_folder_of_pictures_in_the_place_of_a_manifest_is_told_of_once(folder: Path) -> None:
+    (folder / "m.tsv").write_text(TSV, encoding="utf-8")
+    pictures = [folder / "a.jpg", folder / "c.webp"]
+    [wrong, *rest] = manifest(config(), sources([*pictures, folder / "m.tsv"]), [])
+    fact = f"{folder / 'a.jpg'} and 1 other: named as pictures are, and what is said of pictures is to be read"
+    expected = "expected a manifest with columns, a token file of Flickr8k, or the JSON of Karpathy or neuraltalk"
+    assert told(wrong) == f"{fact}; {expected}; name that, and not the folder of the pictures"
+    assert len(rest) == len(GATHERED) and all(isinstance(one, Captioned) for one in rest)
+
+
+@pytest.mark.parametrize("name", ["m.tsv", "m.csv"])
+def test_a_table_without_a_column_of_pictures_is_told_of_once(folder: Path, name: str) -> None:
+    [wrong] = read(folder, TSV if name == "m.tsv" else CSV, name, images={"field": "imgae"})
+    columns = "image, caption" if name == "m.tsv" else "caption, image"
+    fact = f"no field 'imgae', which data.images.field names; its fields are {columns}; did you mean 'image'?"
+    assert told(wrong) == f"{folder / name}: record 1 (line 2): {fact}"

@@ -324,3 +324,24 @@ def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
     found = load_pictures(config(folder), 1)
     place = next(i for i, captioned in enumerate(found.captioned) if captioned.image.name == "6.png")
     assert np.array_equal(found.pictures([place])[0].numpy(), load_image(folder / "6.png", 8))
+
+
+def test_processes_that_decode_end_with_the_one_that_they_decode_for(tmp_path: Path) -> None:
+    """However that ends: by SIGKILL, it can say nothing to them."""
+    script = tmp_path / "script.py"
+    lines = [
+        "import multiprocessing, os, sys, time",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "from charrnn.data.images import begin_worker",
+        "if __name__ == '__main__':",
+        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), begin_worker)",
+        "    print(pool.submit(os.getpid).result(), flush=True)",
+        "    time.sleep(60)",
+    ]
+    script.write_text("\n".join(lines), encoding="utf-8")
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 0
+        process.kill()
+        assert process.stdout.read() == b""  # at once, for nobody who could write there is left
