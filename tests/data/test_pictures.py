@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -324,6 +325,21 @@ def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
     found = load_pictures(config(folder), 1)
     place = next(i for i, captioned in enumerate(found.captioned) if captioned.image.name == "6.png")
     assert np.array_equal(found.pictures([place])[0].numpy(), load_image(folder / "6.png", 8))
+
+
+def test_what_is_interrupted_leaves_no_half_of_the_cache_and_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH", 1)
+    monkeypatch.setattr(module, "CHUNK", 2)
+
+    def interrupted(done: int, total: int) -> None:
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_pictures(config(folder, images={"workers": 2}), 1, interrupted)
+    assert not [path.name for path in (folder.parent / "cache").iterdir() if not path.name.startswith("hashes-")]
+    assert not multiprocessing.active_children()
+    assert sorted(greys(load_pictures(config(folder, images={"workers": 2}), 1), range(COUNT))) == list(range(COUNT))
 
 
 def test_processes_that_decode_end_with_the_one_that_they_decode_for(tmp_path: Path) -> None:
