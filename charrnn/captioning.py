@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from charrnn.config import DecodingConfig, ImagesConfig
-from charrnn.data.images import Features, Pixels, Shelf, is_shelf, load, plain, thumbnail
+from charrnn.data.images import Features, Pixels, Shelf, is_shelf, load, plain, shelf_above, thumbnail
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import Draw, Hypothesis, beam_search, greedy
 from charrnn.device import seeded
 from charrnn.errors import DataError
 from charrnn.models.captioner import Captioner
 from charrnn.sampling import SamplingOptions, filter_logits, finite_scores, sample
-from charrnn.tasks.caption import ALIKE
+from charrnn.tasks.caption import ALIKE, limited
 
 GROUP = 16  # pictures that are encoded side by side
 SEVERAL = 10  # pictures, of which fewer may well be told of alike
@@ -82,14 +82,15 @@ class Describe:
         thumbnails: bool = False,
     ) -> None:
         """`count`: captions of each picture, the best that a beam of as many or more finds, or as many draws; `thumbnails`: are made."""
-        self._model, self._vocabulary, self._images, self._decoding = model, vocabulary, images, decoding
+        self._model, self._vocabulary, self._images, self._decoding = model, vocabulary, images, limited(decoding)
         self._count, self._draws = count, draws
         self._thumbnails = thumbnails and images.features is None
 
     def files(self, paths: Iterable[Path]) -> Iterator[Described | DataError]:
         """What is written of each picture, and what was wrong with one in its place, in their order.
 
-        An array of features with an index beside it is its pictures. What is drawn of a picture does not hang on those beside it.
+        An array of features with an index beside it is its pictures, and `array.npy/name` one of them. What is drawn of a picture does
+        not hang on those beside it.
         """
         looked = self._look(paths)
         while group := list(islice(looked, GROUP)):
@@ -98,13 +99,14 @@ class Describe:
                 yield one if isinstance(one, DataError) else next(told)
 
     def _look(self, paths: Iterable[Path]) -> Iterator[_Looked | DataError]:
+        shelves: dict[Path, Shelf] = {}
         for path in paths:
             try:
-                shelf = Shelf(path, self._images) if self._images.features is not None and is_shelf(path) else None
+                shelf, ones = self._shelved(path, shelves)
             except DataError as error:
                 yield error
                 continue
-            for one in shelf.paths() if shelf else [path]:
+            for one in ones:
                 started = time.perf_counter()
                 try:
                     kept = shelf.load(one) if shelf else load(one, self._images)
@@ -112,6 +114,23 @@ class Describe:
                     yield _Looked(one, kept, thumbnail(one, THUMBNAIL) if self._thumbnails else None, took)
                 except DataError as error:
                     yield error
+
+    def _shelved(self, path: Path, shelves: dict[Path, Shelf]) -> tuple[Shelf | None, list[Path]]:
+        """What a path stands for: one picture, or all of an array of features; and the array. `shelves`: those that were opened before."""
+        if self._images.features is None:
+            return None, [path]
+        above = shelf_above(path) or (path if is_shelf(path) else None)
+        if above is None:
+            return None, [path]
+        if above not in shelves:
+            shelves[above] = Shelf(above, self._images)
+        shelf = shelves[above]
+        if above == path:
+            return shelf, shelf.paths()
+        try:
+            return shelf, [shelf.locate(path.relative_to(above).as_posix())]
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     @torch.inference_mode()
     def _tell(self, looked: Sequence[_Looked]) -> list[Described]:
@@ -142,8 +161,7 @@ class Describe:
             return [drawn[first : first + count] for first in range(0, len(drawn), count)]
         if self._decoding.beam_width == 1:
             return [[found] for found in greedy(self._model, source, self._vocabulary, self._decoding)]
-        columns_of = (source.column(p) for p in range(source.columns))
-        return [beam_search(self._model, one, self._vocabulary, self._decoding, count=count)[:count] for one in columns_of]
+        return [found[:count] for found in beam_search(self._model, source, self._vocabulary, self._decoding, count=count)]
 
 
 def _drawing(draws: Draws, count: int, pictures: int, vocabulary: Vocabulary) -> Draw:

@@ -38,6 +38,10 @@ class WriteError(UserError):
     """A file that cannot be written; what it held before is still there."""
 
 
+class ForeignError(CheckpointError):
+    """A .safetensors file that holds something else than a model of ours."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model file, checked: the weights have the names and shapes that its config asks for."""
@@ -160,7 +164,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not all(isinstance(v, str) for v in metadata.values()):
         expected = "best.safetensors or last.safetensors of a run"
-        raise CheckpointError(f"{path}: a .safetensors file, but not one that charrnn wrote; expected {expected}")
+        raise ForeignError(f"{path}: a .safetensors file, but not one that charrnn wrote; expected {expected}")
     version = str(metadata.get("format_version"))
     if not version.isdecimal() or len(version) > 9 or int(version) > FORMAT_VERSION:  # int() refuses thousands of digits
         raise CheckpointError(
@@ -242,6 +246,18 @@ def is_model(name: str) -> bool:
     """Whether a name is that of a model file, or of a run directory that has one: not of what a model is to read."""
     path = user_path(name, "model")
     return path.suffix == ".safetensors" or (path.is_dir() and _model_of(path) is not None)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name is that of a whole .safetensors file which holds something else than a model of ours."""
+    path = user_path(name, "model")
+    try:
+        _read_metadata(path)
+    except ForeignError:
+        return True
+    except CheckpointError:  # told of where it is loaded
+        return False
+    return False
 
 
 def _newest() -> Path:

@@ -101,7 +101,7 @@ BELONGS = {
 SETTLED: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {"data": {"label": "label"}, "model": {"pooling": "max"}},
     "transcribe": {"data": {"field": "transcript"}, "model": {"bidirectional": True}},  # the encoder; the decoder cannot be
-    "caption": {"data": {"field": "caption"}, "decoding": {"max_length": 200}},
+    "caption": {"data": {"field": "caption"}},
 }
 # What the features of a recording are: weights mean nothing with other ones.
 HEARD = (
@@ -484,7 +484,9 @@ class DecodingConfig(Section):
     beam_width: Annotated[int, Field(gt=0, le=1000)] = 1  # of beam search; 1 is greedy
     ctc_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the encoder's own opinion (CTC) in the score; above 0, a beam of 1 too
     length_normalization: Annotated[float, Field(ge=0, le=5)] = 0.6  # 0: none; the exponent of Wu et al. 2016, equation 14
-    max_length: Count | None = None  # characters at most; left out, twice as many as the encoder has steps and 8; of captions 200
+    # Characters at most. Left out, twice as many as the encoder has steps and 8; of captions half as many again as the longest that was
+    # learned from, and no more than 200
+    max_length: Count | None = None
 
 
 class Config(Section):
@@ -582,6 +584,15 @@ class Config(Section):
                 f"model.image_as: attention looks at the places of a picture, and data.images.features: {features} numbers have none; "
                 "set image_as: first_step or first_input"
             )
+        if self.task == "caption" and features is not None:
+            given = {key: getattr(self.model.cnn, key) for key in CNNConfig.model_fields if key != "dropout"}  # which is of features too
+            key, value = next(((key, value) for key, value in given.items() if value != getattr(CNNConfig(), key)), ("", None))
+            if key:
+                said = f"{key}.{_changed(value)}" if isinstance(value, Section) else f"{key}: {value}"
+                raise ValueError(
+                    f"model.cnn.{said} is of a network that looks at pixels, and data.images.features: {features} says that others have "
+                    "looked; leave one of them out"
+                )
         if self.task == "caption" and features is None and self.data.images.size < 1 << (1 + self.model.cnn.stages):
             raise ValueError(
                 f"model.cnn.stages: {self.model.cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
@@ -625,6 +636,12 @@ class Config(Section):
 
 def _is_plain(data: DataConfig) -> bool:
     return data.documents is not None or data.pattern is not None or data.source != "files"
+
+
+def _changed(section: Section) -> str:
+    """The first `key: value` of a section that is not as it is by default."""
+    default = type(section)()
+    return next(f"{key}: {value}" for key, value in section if value != getattr(default, key))
 
 
 def _listed(names: Sequence[str]) -> str:

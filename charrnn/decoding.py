@@ -1,10 +1,11 @@
-"""What was said, by the model's own odds: greedy for many sequences side by side, or by beam search, one at a time.
+"""What was said, by the model's own odds: greedy or by beam search, many sequences side by side.
 
 Beam search adds up what the decoder thinks of a beginning, what the encoder thinks of it (connectionist temporal
 classification), and what a language model thinks of it, each of them where it is asked. It never fails for want of an end:
 where no hypothesis has come to one within the length that is allowed, the likeliest that has not is returned, and marked.
 
-Axes: S encoder steps, L characters, B batch, K hypotheses (beam width), V vocabulary size.
+Axes: S encoder steps, L characters, B batch, K hypotheses (beam width), R hypotheses of all sequences, A sequences that are still
+searched, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from charrnn.models.writer import PlaceT, SourceT, Writer
 from charrnn.ops.cells import State
 
 CANDIDATES = 40  # characters, of each hypothesis the likeliest by the decoder, of which the encoder is asked too
+ROWS = 320  # hypotheses of sequences that are searched side by side …
+PLACES = 1 << 14  # … and for how many of them times encoder steps: from there on it is arithmetic that takes the time
 ENOUGH = 8  # characters that may be written of anything, however short
 Draw = Callable[[Tensor], Tensor]  # log probabilities of the next characters (B, V), -inf of what is never written -> one of each (B,)
 
@@ -188,20 +191,23 @@ class PrefixScorer:
 
 
 class _Beam(NamedTuple):
-    """Beginnings, the likeliest first."""
+    """Beginnings of all columns that are still searched: those of one stand together, the likeliest first."""
 
-    decoder: Tensor  # (K,) log P by the decoder, float64
-    language: Tensor  # (K,) by the language model
-    spelling: Any  # a Place of the model's own
+    columns: Tensor  # (R,) int64, ascending
+    reached: Tensor  # (R,) the score of each before it is normalised, float64
+    decoder: Tensor  # (R,) log P by the decoder, float64
+    language: Tensor  # (R,) by the language model
+    last: Tensor  # (R,) the last character
+    place: Any  # a Place of the model's own
 
 
 class _Step(NamedTuple):
     """The last character of each of the beginnings, and behind which of the step before it stands."""
 
-    rows: list[int]  # of each of K
+    rows: list[int]  # of each of R
     ids: list[int]
     nats: list[float]
-    looked: Tensor  # (S, K of the step before) where these looked for it
+    looked: Tensor  # (S, R of the step before) where these looked for it
 
 
 class _Ended(NamedTuple):
@@ -223,9 +229,157 @@ def _traced(steps: Sequence[_Step], row: int, score: float, end: float | None, w
         ids.append(step.ids[row])
         nats.append(step.nats[row])
         row = step.rows[row]
-        looked.append(step.looked[:, row])
+        looked.append(step.looked[:width, row])
     alignment = torch.stack(looked[::-1]) if looked else torch.zeros(0, width)
     return Hypothesis(ids[::-1], nats[::-1], score, end is not None, alignment)
+
+
+class _Search:
+    """Beam search of several sequences side by side: each step asks the model once, of all beginnings of all of them."""
+
+    def __init__(
+        self,
+        model: Writer[SourceT, PlaceT],
+        encoded: SourceT,
+        vocabulary: Vocabulary,
+        config: DecodingConfig,
+        fusion: Fusion | None,
+        count: int,
+    ) -> None:
+        assert vocabulary.end is not None
+        self._model, self._encoded, self._config, self._fusion, self._count = model, encoded, config, fusion, count
+        self._end, self._steps = vocabulary.end, encoded.steps()
+        self._scorers: list[PrefixScorer] = []
+        if config.ctc_weight:
+            logits = model.ctc_logits(encoded)
+            if logits is None:
+                raise ValueError("ctc_weight is above 0, and the model was trained without a CTC head")
+            self._scorers = [PrefixScorer(logits[:steps, b]) for b, steps in enumerate(self._steps)]
+        self._forbidden = _forbidden(vocabulary, torch.device("cpu"))
+        self._limits = [longest(steps, config) for steps in self._steps]
+        self._written: list[_Step] = []
+        self._ended: list[list[_Ended]] = [[] for _ in self._steps]
+        self._found: list[list[Hypothesis]] = [[] for _ in self._steps]
+
+    def found(self) -> list[list[Hypothesis]]:
+        """Of each column what `beam_search` says."""
+        config, fusion, end = self._config, self._fusion, self._end
+        batch, width = len(self._steps), config.beam_width
+        none = torch.zeros(batch, dtype=torch.float64)
+        beam = _Beam(torch.arange(batch), none, none, none, torch.full((batch,), end), self._model.start(self._encoded))
+        prefixes = [scorer.begin() for scorer in self._scorers]
+        read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
+        read, expected = _copied(read, batch), None if expected is None else expected.expand(batch, -1)
+        before = torch.empty(0, dtype=torch.int64)  # the columns of the beam that all below hangs on
+        for length in range(max(self._limits) + 1):
+            if not torch.equal(beam.columns, before):
+                before = beam.columns
+                counts = before.bincount(minlength=batch)
+                alive = counts.nonzero().squeeze(1)  # (A,)
+                counts = counts[alive]  # (A,)
+                firsts, which = counts.cumsum(0) - counts, torch.arange(len(alive)).repeat_interleave(counts)  # (A,), (R,)
+                slots = torch.arange(len(before)) - firsts[which]  # (R,)
+                seen = self._seen(before)
+            logits, place = self._model.next(beam.last.to(self._encoded.device), beam.place, seen)
+            odds = (logits.float().cpu() + self._forbidden).log_softmax(-1).double()  # (R, V)
+            decoder = beam.decoder.unsqueeze(-1) + odds
+            total = (1 - config.ctc_weight) * decoder
+            if self._scorers:
+                total = total + config.ctc_weight * self._by_encoder(odds, prefixes, alive.tolist(), firsts.tolist(), counts.tolist())
+            spoken = beam.language.unsqueeze(-1) + (expected.double() if expected is not None else 0.0)  # (R, V) or (R, 1)
+            if fusion:
+                total = total + fusion.weight * spoken
+            spoken = spoken.expand_as(total)
+            size = total.size(1)
+            if len(alive) == 1:
+                wide = total.unsqueeze(0)  # (A, K, V)
+            else:
+                wide = total.new_full((len(alive), int(counts.max()), size), -torch.inf)
+                wide[which, slots] = total
+            best = wide.flatten(1).topk(min(width, wide[0].numel()))  # (A, n)
+            rows, ids = firsts.unsqueeze(-1) + best.indices // size, best.indices % size
+            possible = best.values > -torch.inf
+            self._note_ends(best.values, rows, ids, odds, alive, possible & (ids == end), length)
+            going = possible & (ids != end)
+            over = self._over(alive, best.values.where(going, -torch.inf).amax(1), length)
+            for at, b in enumerate(alive.tolist()):
+                if over[at]:
+                    self._found[b] = self._told(b, beam.reached, int(firsts[at]), int(counts[at]))
+            going &= ~torch.tensor(over).unsqueeze(-1)
+            rows, ids, totals = rows[going], ids[going], best.values[going]  # (R,) of the next step
+            if not len(rows):
+                break
+            self._written.append(_Step(rows.tolist(), ids.tolist(), (-odds[rows, ids]).tolist(), place.alignment.float().cpu()))
+            columns = before[rows]
+            for b, scorer in enumerate(self._scorers):
+                own = columns == b
+                prefixes[b] = scorer.extend(prefixes[b], slots[rows[own]], ids[own])
+            chosen = place.rows(rows.to(self._encoded.device))
+            beam = _Beam(columns, totals, decoder[rows, ids], spoken[rows, ids], ids, chosen)
+            if fusion:
+                read = None if read is None else tuple(tuple(part[rows.to(part.device)] for part in layer) for layer in read)
+                read, expected = fusion.go_on(ids, read)
+        return self._found
+
+    def _seen(self, columns: Tensor) -> Any:
+        """What the rows of a beam are written of. Of a single column there is nothing to copy."""
+        if len(self._steps) == 1:
+            return self._encoded.column(0, len(columns))
+        return self._encoded.rows(columns.to(self._encoded.device))
+
+    def _by_encoder(
+        self, odds: Tensor, prefixes: Sequence[Prefixes], alive: Sequence[int], firsts: Sequence[int], counts: Sequence[int]
+    ) -> Tensor:
+        """What the encoders think of each beginning with one more character, (R, V): of the characters that the decoders do not think of,
+        that it is impossible."""
+        likely = odds.topk(min(odds.size(1), max(CANDIDATES, 2 * self._config.beam_width))).indices  # (R, n)
+        found = torch.full_like(odds, -torch.inf)
+        for b, first, count in zip(alive, firsts, counts):
+            own = slice(first, first + count)
+            found[own] = found[own].scatter(1, likely[own], self._scorers[b].longer(prefixes[b], likely[own]))
+            found[own, self._end] = self._scorers[b].whole(prefixes[b])
+        return found
+
+    def _note_ends(self, totals: Tensor, rows: Tensor, ids: Tensor, odds: Tensor, alive: Tensor, ended: Tensor, length: int) -> None:
+        """Keep the texts that have come to their end, all (A, n) but odds (R, V) and alive (A,): of each column the best."""
+        for at, n in ended.nonzero().tolist():
+            row = int(rows[at, n])
+            texts = self._ended[int(alive[at])]
+            score = _normalised(float(totals[at, n]), length, self._config)
+            texts.append(_Ended(score, length, row, -float(odds[row, self._end])))
+            texts.sort(key=lambda text: -text.score)
+            del texts[self._config.beam_width :]
+
+    def _over(self, alive: Tensor, best: Tensor, length: int) -> list[bool]:
+        """Of each column that is searched, whether that ends here. `best` (A,): what its likeliest text that goes on has reached.
+
+        A score only falls as a text grows; what is left of it at the longest is the most that any of these can still reach.
+        """
+
+        def over(b: int, reached: float) -> bool:
+            if length == self._limits[b] or reached == -math.inf:
+                return True
+            ended = self._ended[b]
+            return len(ended) >= self._count and ended[self._count - 1].score >= _normalised(reached, self._limits[b], self._config)
+
+        return [over(b, reached) for b, reached in zip(alive.tolist(), best.tolist())]
+
+    def _told(self, b: int, reached: Tensor, first: int, count: int) -> list[Hypothesis]:
+        """A column's texts, the best first; `count` rows from `first` on have not come to an end."""
+        width, written = self._steps[b], self._written
+        found = [_traced(written[: text.steps], text.row, text.score, text.nats, width) for text in self._ended[b]]
+        known = {tuple(text.ids) for text in found}  # whose end was not their only way to go on
+        for row in range(first, first + count):
+            if len(found) >= self._count:
+                break
+            text = _traced(written, row, _normalised(float(reached[row]), len(written), self._config), None, width)
+            found += [text] if tuple(text.ids) not in known else []
+        return found
+
+
+def _copied(state: tuple[State, ...] | None, times: int) -> tuple[State, ...] | None:
+    """A state of one column, so many times."""
+    return None if state is None else tuple(tuple(part.expand(times, -1) for part in layer) for layer in state)
 
 
 @torch.inference_mode()
@@ -237,79 +391,26 @@ def beam_search(
     fusion: Fusion | None = None,
     *,
     count: int = 1,
-) -> list[Hypothesis]:
-    """The likeliest texts of one sequence, no two the same, the best first: at least one, and no more than `beam_width`.
+) -> list[list[Hypothesis]]:
+    """The likeliest texts of each sequence, no two the same, the best first: at least one, and no more than `beam_width`.
 
     A text has come to its end where that is among the `beam_width` likeliest ways to go on; so a beam of 1 is greedy. The search ends
     where nothing can overtake the best `count` any more. Where fewer have come to an end, the likeliest others stand behind them, marked
-    as unfinished.
+    as unfinished. Sequences are searched side by side, as many as make ROWS beginnings and PLACES to look at; each as it would be alone.
 
-    encoded   of one column, without padding
     count     up to `beam_width`
     score     (1 - λ) log P_decoder + λ log P_encoder + β log P_language, over ((5 + n) / 6)^α for n characters and the end, λ being
               ctc_weight, β the fusion's weight and α length_normalization (Wu et al. 2016, equation 14)
 
     Raises ValueError for a ctc_weight with a model that has no such head.
     """
-    end = vocabulary.end
-    assert end is not None
-    scorer = None
-    if config.ctc_weight:
-        logits = model.ctc_logits(encoded)
-        if logits is None:
-            raise ValueError("ctc_weight is above 0, and the model was trained without a CTC head")
-        scorer = PrefixScorer(logits[:, 0])
-    device, (steps,) = encoded.device, encoded.steps()
-    forbidden = _forbidden(vocabulary, torch.device("cpu"))
-    prefixes = scorer.begin() if scorer else None
-    read, expected = fusion.begin() if fusion else (None, None)  # the language model's state, and its odds of what comes next
-    none = torch.zeros(1, dtype=torch.float64)
-    beam = _Beam(none, none, model.start(encoded))
-    reached, last = none, torch.tensor([end])  # of each, its score before it is normalised, and what it has written last
-    written: list[_Step] = []
-    ended: list[_Ended] = []
-    limit = longest(steps, config)
-    for length in range(limit + 1):
-        logits, spelling = model.next(last.to(device), beam.spelling, encoded.column(0, len(last)))
-        odds = (logits.float().cpu() + forbidden).log_softmax(-1).double()  # (K, V)
-        decoder = beam.decoder.unsqueeze(-1) + odds
-        total = (1 - config.ctc_weight) * decoder
-        if scorer and prefixes:
-            likely = odds.topk(min(odds.size(1), max(CANDIDATES, 2 * config.beam_width))).indices  # (K, n)
-            encoder = torch.full_like(total, -torch.inf).scatter_(1, likely, scorer.longer(prefixes, likely))
-            encoder[:, end] = scorer.whole(prefixes)
-            total = total + config.ctc_weight * encoder
-        spoken = beam.language.unsqueeze(-1) + (expected.double() if expected is not None else 0.0)  # (K, V) or (K, 1)
-        if fusion:
-            total = total + fusion.weight * spoken
-        spoken = spoken.expand_as(total)
-        best = total.flatten().topk(min(config.beam_width, total.numel()))
-        possible = best.values > -torch.inf
-        totals, rows, ids = (found[possible] for found in (best.values, best.indices // total.size(1), best.indices % total.size(1)))
-        for k, value in zip(rows[ids == end].tolist(), totals[ids == end].tolist()):
-            ended.append(_Ended(_normalised(value, length, config), length, k, -float(odds[k, end])))
-        ended = sorted(ended, key=lambda text: -text.score)[: config.beam_width]
-        totals, rows, ids = (found[ids != end] for found in (totals, rows, ids))
-        if length == limit or not len(ids):
-            break
-        # A score only falls as a text grows; what is left of it at the longest is the most that any of these can still reach.
-        if len(ended) >= count and ended[count - 1].score >= _normalised(float(totals[0]), limit, config):
-            break
-        written.append(_Step(rows.tolist(), ids.tolist(), (-odds[rows, ids]).tolist(), spelling.alignment.float().cpu()))
-        beam = _Beam(decoder[rows, ids], spoken[rows, ids], spelling.rows(rows.to(device)))
-        reached, last = totals, ids
-        if scorer and prefixes:
-            prefixes = scorer.extend(prefixes, rows, ids)
-        if fusion:
-            read = None if read is None else tuple(tuple(part[rows.to(part.device)] for part in layer) for layer in read)
-            read, expected = fusion.go_on(ids, read)
-    found = [_traced(written[: text.steps], text.row, text.score, text.nats, steps) for text in ended]
-    known = {tuple(text.ids) for text in found}  # whose end was not their only way to go on
-    for row, total in enumerate(reached.tolist()):
-        if len(found) >= count:
-            break
-        text = _traced(written, row, _normalised(total, len(written), config), None, steps)
-        found += [text] if tuple(text.ids) not in known else []
+    rows = min(ROWS, PLACES // max(1, *encoded.steps()))
+    together, found = max(1, rows // config.beam_width), list[list[Hypothesis]]()
+    for first in range(0, encoded.columns, together):
+        last = min(first + together, encoded.columns)
+        alone = last == first + 1
+        some = encoded.column(first) if alone else encoded.rows(torch.arange(first, last, device=encoded.device))
+        found += _Search(model, some, vocabulary, config, fusion, count).found()
     return found
 
 
@@ -319,7 +420,7 @@ def decode(
     """The likeliest text of each sequence as `config` has it sought. Raises ValueError as beam_search does."""
     if config.beam_width == 1 and not config.ctc_weight and fusion is None:
         return greedy(model, encoded, vocabulary, config)
-    return [beam_search(model, encoded.column(b), vocabulary, config, fusion)[0] for b in range(encoded.columns)]
+    return [texts[0] for texts in beam_search(model, encoded, vocabulary, config, fusion)]
 
 
 def _normalised(score: float, length: int, config: DecodingConfig) -> float:

@@ -18,7 +18,9 @@ from charrnn.metrics import sayable
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
 FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
-TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
+TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
+OWN = (*FILES, *TEXTS)
+MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
 LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
@@ -104,8 +106,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
-                unwanted = file.name in (TEXT, TEXT_INDEX) and not config.train.keep_text
-                if _is_partial(file) or unwanted or (file.name in (*FILES, TEXT, TEXT_INDEX) and not resume):
+                unwanted = file.name in TEXTS and not config.train.keep_text
+                if _is_partial(file) or unwanted or (file.name in OWN and not resume):
                     file.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -172,4 +174,4 @@ def _remove_empty(paths: list[Path]) -> None:
 
 def _is_partial(path: Path) -> bool:
     """What write_atomically leaves behind when it is killed."""
-    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in (*FILES, TEXT, TEXT_INDEX))
+    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in OWN)

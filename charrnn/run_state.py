@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = ["Counters", "believe"]
 
+
 def _dense(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
         raise ValueError("expected a plain tensor of real numbers")

@@ -320,6 +320,23 @@ class TestSample:
         assert (tmp_path / "written.txt").read_bytes() == before
         assert not list(tmp_path.glob(".*.partial"))
 
+    def test_out_never_takes_the_place_of_what_is_read(self, run: Run, model: Path, tmp_path: Path) -> None:
+        prime, link, owned = tmp_path / "prime.txt", tmp_path / "link.txt", tmp_path / "samples.txt"
+        prime.write_text("The")
+        link.symlink_to(prime)
+        owned.write_text("written before")
+        for out, arguments in ((prime, ("--prime-file", link)), (link, ("--prime-file", prime)), (model, ())):
+            before = out.read_bytes()
+            assert_mistake(run("sample", model, *arguments, "-n", 3, "--out", out), f"--out {out}: the same file as ", "name another file")
+            assert out.read_bytes() == before
+        assert run("sample", model, "-n", 3, "--prime-file", prime, "--out", owned).code == 0 and owned.read_text() != "written before"
+        kept = tmp_path / "run" / "best.safetensors"
+        kept.parent.mkdir()
+        kept.write_bytes(model.read_bytes())
+        (kept.parent / "config.yaml").write_text("kept")
+        assert_mistake(run("sample", kept, "-n", 3, "--out", kept.parent / "config.yaml"), "which is of the model's run; expected another")
+        assert (kept.parent / "config.yaml").read_text() == "kept"
+
     def test_stop_reads_an_escaped_line_end(self, run: Run, model: Path) -> None:
         said = run("sample", model, "-n", 2000, "--seed", 1, "--stop", "\\n", "--no-echo", "-t", 1)
         assert said.out.count("\n") == 1 and said.out.endswith("\n")

@@ -79,6 +79,16 @@ TASKS: list[tuple[str, dict[str, Any], str]] = [
         {"model": {"residual": True, "hidden_size": 32}},
         "model.residual: true adds nothing: the encoder's one plain layer reads 40 features a frame and hands up 64, and a level of",
     ),
+    (
+        "caption",
+        {"data": {"images": {"features": 9}}, "model": {"cnn": {"dropout": 0.1, "stages": 3}}},
+        "model.cnn.stages: 3 is of a network that looks at pixels, and data.images.features: 9 says that others have looked; leave one of",
+    ),
+    (
+        "caption",
+        {"data": {"images": {"features": 9}}, "model": {"cnn": {"fragments": {"count": 7}}}},
+        "model.cnn.fragments.count: 7 is of a network that looks at pixels, and data.images.features: 9 says that others have looked",
+    ),
     ("transcribe", {"data": {"format": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
     ("transcribe", {"data": {"documents": "lines"}}, "data.format: task transcribe reads recording and transcript from named columns"),
     (

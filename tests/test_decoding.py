@@ -194,7 +194,7 @@ def test_a_beam_as_wide_as_everything_finds_the_best_of_all_texts(ctc_weight: fl
         encoded = heard(model).column(seed)
         best = ranked(model, encoded, config, LANGUAGES[spoken])
         language = LANGUAGES[spoken]
-        found = beam_search(model, encoded, VOCABULARY, config, language.fusion() if language else None)
+        (found,) = beam_search(model, encoded, VOCABULARY, config, language.fusion() if language else None)
         assert tuple(found[0].ids) == best[0][0] and found[0].finished
         told = {tuple(hypothesis.ids): hypothesis.score for hypothesis in found}
         assert len(told) == len(found) and [h.score for h in found] == sorted(told.values(), reverse=True)
@@ -208,7 +208,7 @@ def test_all_that_can_be_said_is_found_where_nothing_ends_the_search() -> None:
     model = transcriber(1)
     encoded, config = heard(model).column(0), settings(beam_width=1000, length_normalization=5.0, max_length=3)
     best = ranked(model, encoded, config, None)
-    found = beam_search(model, encoded, VOCABULARY, config)
+    (found,) = beam_search(model, encoded, VOCABULARY, config)
     assert [tuple(hypothesis.ids) for hypothesis in found] == [text for text, _ in best[: len(found)]]
     assert len(found) >= 27
 
@@ -221,7 +221,8 @@ def test_the_best_few_of_a_beam_are_the_best_of_all_texts(length_normalization: 
         model = transcriber(seed)
         config = settings(beam_width=1000, length_normalization=length_normalization, max_length=3)
         encoded = heard(model).column(seed)
-        found = beam_search(model, encoded, VOCABULARY, config, count=count)[:count]
+        (found,) = beam_search(model, encoded, VOCABULARY, config, count=count)
+        found = found[:count]
         assert [tuple(one.ids) for one in found] == [text for text, _ in ranked(model, encoded, config, None)[:count]]
         assert all(one.finished for one in found)
 
@@ -232,7 +233,7 @@ def test_where_fewer_have_come_to_an_end_the_likeliest_others_stand_behind_them(
     with torch.no_grad():
         model.speller.head.bias[END] = -30.0
     config = settings(beam_width=4, max_length=3, length_normalization=0.0)
-    found = beam_search(model, heard(model, (6,)).column(0), VOCABULARY, config, count=4)
+    (found,) = beam_search(model, heard(model, (6,)).column(0), VOCABULARY, config, count=4)
     ended = [one for one in found if one.finished]
     assert len(found) == len({tuple(one.ids) for one in found}) == 4 and 0 < len(ended) < 4
     assert found[: len(ended)] == ended and all(len(one.ids) == len(one.nats) == 3 for one in found[len(ended) :])
@@ -247,7 +248,7 @@ def test_a_text_longer_than_the_steps_is_none_to_the_encoder(language: str) -> N
     with torch.no_grad():
         model.speller.head.bias[END] = -30
     encoded = heard(model).column(2)
-    found = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.3), spoken.fusion() if spoken else None)
+    (found,) = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.3), spoken.fusion() if spoken else None)
     assert len(encoded.outputs) == 1 and all(h.finished and len(h.ids) <= 1 for h in found)
 
 
@@ -259,7 +260,7 @@ def test_a_beam_of_one_is_greedy(max_length: int | None, length_normalization: f
     config = settings(length_normalization=length_normalization, max_length=max_length)
     together = heard(model)
     for b, one in enumerate(greedy(model, together, VOCABULARY, config)):
-        (found,) = beam_search(model, together.column(b), VOCABULARY, config)
+        ((found,),) = beam_search(model, together.column(b), VOCABULARY, config)
         assert (found.ids, found.finished) == (one.ids, one.finished)
         assert found.nats == pytest.approx(one.nats, abs=1e-5) and found.score == pytest.approx(one.score, abs=1e-5)
         torch.testing.assert_close(found.alignment, one.alignment)
@@ -270,8 +271,46 @@ def test_a_wider_beam_is_never_worse_than_greedy_here() -> None:
         model = transcriber(seed)
         together, config = heard(model), settings(beam_width=8, length_normalization=0.0, max_length=6)
         for b, one in enumerate(greedy(model, together, VOCABULARY, config)):
-            found = beam_search(model, together.column(b), VOCABULARY, config)
+            (found,) = beam_search(model, together.column(b), VOCABULARY, config)
             assert len(found) <= 8 and (found[0].score >= one.score - 1e-5 or not one.finished)
+
+
+@pytest.mark.parametrize("spoken", ["none", "with_end", "stream"])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.4])
+@pytest.mark.parametrize("beam_width, count", [(1, 1), (3, 2), (8, 8)])
+def test_what_is_searched_side_by_side_is_found_as_if_alone(beam_width: int, count: int, ctc_weight: float, spoken: str) -> None:
+    """Though some come to an end long before others, and are of other lengths."""
+    said, config = LANGUAGES[spoken], settings(beam_width=beam_width, ctc_weight=ctc_weight)
+    for seed in range(3):
+        model = transcriber(seed)
+        together = heard(model)
+        found = beam_search(model, together, VOCABULARY, config, said.fusion() if said else None, count=count)
+        assert len(found) == len(LENGTHS)
+        for b, texts in enumerate(found):
+            (alone,) = beam_search(model, together.column(b), VOCABULARY, config, said.fusion() if said else None, count=count)
+            assert [(text.ids, text.finished) for text in texts] == [(text.ids, text.finished) for text in alone]
+            for text, other in zip(texts, alone):
+                assert text.score == pytest.approx(other.score, abs=1e-4) and text.nats == pytest.approx(other.nats, abs=1e-4)
+                torch.testing.assert_close(text.alignment, other.alignment, atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_is_asked_once_a_step_of_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of fewer at a time only where their hypotheses would be too many."""
+    model, asked = scripted({END: A, A: B, B: A}), list[int]()
+    own = model.next
+
+    def counting(ids: Tensor, *more: Any) -> Any:
+        asked.append(len(ids))
+        return own(ids, *more)
+
+    monkeypatch.setattr(model, "next", counting)
+    config = settings(beam_width=3, max_length=20)
+    beam_search(model, heard(model), VOCABULARY, config)
+    assert len(asked) == 21 and max(asked) == 3 * len(LENGTHS)
+    monkeypatch.setattr("charrnn.decoding.ROWS", 7)
+    asked.clear()
+    beam_search(model, heard(model), VOCABULARY, config)
+    assert len(asked) == 2 * 21 and max(asked) == 6
 
 
 # What is never written, and what has no end
@@ -318,7 +357,7 @@ def test_who_hardly_ever_ends_is_not_cut_off_where_it_would_cost_least() -> None
     with torch.no_grad():
         model.speller.head.bias[END] = -40.0
     for beam_width in (1, 3):
-        (found, *_) = beam_search(model, heard(model).column(0), VOCABULARY, settings(beam_width=beam_width, max_length=6))
+        ((found, *_),) = beam_search(model, heard(model).column(0), VOCABULARY, settings(beam_width=beam_width, max_length=6))
         assert not found.finished and len(found.ids) == 6
 
 
@@ -341,7 +380,7 @@ def test_a_text_twice_as_long_is_twice_the_work() -> None:
     encoded, work = heard(model).column(3), []
     for length in (60, 120, 240):
         with Counting() as counting:  # type: ignore[no-untyped-call]
-            found = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.0, max_length=length))
+            (found,) = beam_search(model, encoded, VOCABULARY, settings(beam_width=4, ctc_weight=0.0, max_length=length))
         assert len(found[0].ids) == length and len(found[0].alignment) == length
         work.append(counting.count)
     assert work[2] - work[1] < 2.1 * (work[1] - work[0])

@@ -54,9 +54,7 @@ def test_patterns_are_regulated(lines: int, characters: int) -> None:
 
 @pytest.mark.parametrize("lines, characters", [(4, 6), (3, 5)])
 def test_other_forms_have_no_pattern(lines: int, characters: int) -> None:
-    with pytest.raises(
-        UserError, match=f"--tone: a form of {lines} x {characters} has no tone pattern; expected an even"
-    ):
+    with pytest.raises(UserError, match=f"--tone: a form of {lines} x {characters} has no tone pattern; expected an even"):
         patterns(lines, characters)
 
 

@@ -27,6 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="set a key of the configuration; may be repeated")]
 
 
+WIDEST = 1000  # of a beam, as decoding.beam_width has it
 # The command for a text of one's own with a model of a task. The other tasks' commands are called as the tasks are.
 OWN_TEXT = {"lm": "sample"}
 
@@ -65,16 +66,22 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
     Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
     place of a model whose name was mistyped would be to answer with another one.
     """
-    from charrnn.checkpoint import is_model
+    from charrnn.checkpoint import is_foreign, is_model
     from charrnn.config import user_path
 
     first = names[0]
     if is_model(first):
+        if ".safetensors" in wanted.endings and is_foreign(first):
+            fact = "stands first, where such a file is a model, and it holds something else"
+            raise UserError(f"{printable(first)}: {fact}; if it is features, name the run or the model before it")
         return first, names[1:]
     path = user_path(first, f"the {wanted.what}")
-    if not path.exists() and path.suffix.lower() not in wanted.endings:
+    if not any(called.suffix.lower() in wanted.endings for called in (path, *path.parents)) and not path.exists():
         expected = f"expected a run directory, a model file or {wanted.what}s"
         raise UserError(f"{printable(first)}: neither a model nor a {wanted.what}; {expected}")
+    if behind := next((name for name in names[1:] if is_model(name) and not is_foreign(name)), None):
+        expected = "expected it to stand first, or no model for the newest run; name it before the others"
+        raise UserError(f"{printable(behind)}: a model, behind what it shall read; {expected}")
     return None, names
 
 
@@ -95,6 +102,12 @@ def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> It
         elif len(found) < len(inside):
             warn(f"{printable(name)}: {counted(len(inside) - len(found), 'file')} left out, by their names no {wanted.what}s")
         yield from found
+
+
+def expect_beam(width: int | None) -> None:
+    """Raises UserError where `--beam` is given and no search can be so wide."""
+    if width is not None and not 1 <= width <= WIDEST:
+        raise UserError(f"--beam {width}: expected 1 to {WIDEST:,} hypotheses; 1 is greedy")
 
 
 def expect_seed(seed: float | None) -> None:

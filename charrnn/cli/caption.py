@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_seed, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_beam, expect_seed, files_named, load, model_first
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def caption(
         decoding = decoding.model_copy(update={"beam_width": num})
     faults: list[DataError] = []
     pictures = list(files_named(named, PICTURES if images.features is None else FEATURES, faults))
+    if html is not None:
+        expect_apart(html, pictures, [loaded.path], "--html")
     for fault in faults:
         tell(fault)
     describe = Describe(network, loaded.vocabulary, images, decoding, count=num, draws=draws, thumbnails=html is not None)
@@ -110,8 +111,7 @@ def caption(
 
 def _refuse(beam: int | None, num: int, temperature: float | None, drawing: dict[str, float | None]) -> None:
     """Options that cannot mean anything, or that contradict each other."""
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
+    expect_beam(beam)
     if not 1 <= num <= MOST:
         raise UserError(f"--num {num}: expected 1 to {MOST:,} captions of each picture")
     expect_seed(drawing["--seed"])
@@ -139,7 +139,7 @@ def _lines(found: Described) -> Iterator[str]:
 
 def _as_json(found: Described) -> str:
     captions = [_told(one) for one in found.captions]
-    return json.dumps({"file": str(found.path), "captions": captions, "seconds": found.took}, ensure_ascii=False)
+    return json_line({"file": str(found.path), "captions": captions, "seconds": found.took})
 
 
 def _told(one: Caption) -> dict[str, object]:

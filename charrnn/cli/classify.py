@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -62,9 +61,12 @@ def classify(
         require_matplotlib("--confusion")
         expect_place(confusion, "--confusion", (".png",))
     from charrnn import classifying
+    from charrnn.config import user_path
     from charrnn.tables import columns, confusion_table, named
 
     loaded, network = load(model, device, "classify")
+    if confusion is not None and file not in (None, "-"):
+        expect_apart(confusion, [user_path(str(file), "--file")], [loaded.path], "--confusion")
     notes: list[str] = []
     config = config_of(loaded, set_)
     examples = _examples(config, text, "-" if source else file, notes)
@@ -88,7 +90,7 @@ def classify(
     if pairs:
         found = classifying.confusion_of(pairs, loaded.labels)
         if as_json:
-            typer.echo(json.dumps(_figures(found, loaded.labels), ensure_ascii=False))
+            typer.echo(json_line(_figures(found, loaded.labels)))
         else:
             accuracy, macro_f1 = found.as_metrics().values()
             known = f"{counted(pairs.total(), 'text')} with a label"
@@ -131,7 +133,7 @@ def _as_json(answer: Answer, top: int | None, from_file: bool) -> str:
         told |= {"file": example.source, "line": example.line}
     if example.labels is not None:
         told["truth"] = example.labels
-    return json.dumps(told, ensure_ascii=False)
+    return json_line(told)
 
 
 def _figures(found: Confusion, labels: tuple[str, ...]) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Overrides, source_of
-from charrnn.cli.output import progress_bar
+from charrnn.cli.output import json_line, progress_bar
 from charrnn.errors import counted, printable
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def inspect(
 
         found = look(config.data, seed, progress)
     if as_json:
-        typer.echo(json.dumps({"path": path, **asdict(found)}, ensure_ascii=False))
+        typer.echo(json_line({"path": path, **asdict(found)}))
         return
     _print_inspection(source_of(config), found)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load, reading_of, split_of, task_of
-from charrnn.cli.output import end_with, progress_bar, warn, watched
+from charrnn.cli.output import end_with, json_line, progress_bar, warn, watched
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _evaluate_stream(
     found = evaluation.evaluate_stream(network, loaded.vocabulary, watched(stream, " chars", total, lambda window: len(window.ids)))
     figures = found.as_metrics()
     if as_json:
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | figures)))
+        typer.echo(json_line(sayable(_asked(loaded, split, file) | figures)))
         return
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {found.chars:,} characters, state carried from the first to the last")
     typer.echo(
@@ -113,7 +113,7 @@ def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split
     further = dict(more.as_metrics()) if more is not None else {}
     if as_json:
         counts = {"unit": task.unit, "count": count, "chars": chars, "seconds": seconds}
-        typer.echo(json.dumps(sayable(_asked(loaded, split, file) | counts | figures | further), ensure_ascii=False))
+        typer.echo(json_line(sayable(_asked(loaded, split, file) | counts | figures | further)))
         end_with(len(faults), at_fault)
         return
     what = str(file) if file else split_of(config, split)
@@ -154,7 +154,7 @@ def _evaluate_beside(
         second = sayable({"model": str(others.path), "task": others.config.task, "step": others.step} | figures)
         compared = {"beside": second, "accuracy_ratio": both.accuracy_ratio, "left_out": both.left_out}
         said = sayable(_asked(loaded, split, file) | {"unit": task.unit, "count": count} | own | compared)
-        typer.echo(json.dumps(said, ensure_ascii=False))
+        typer.echo(json_line(said))
         return
     what = str(file) if file else split_of(config, split)
     typer.echo(f"{loaded.path} (step {loaded.step:,}) on {what}: {counted(count, task.unit)}")
@@ -179,7 +179,7 @@ def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bo
 
     for character, bits in characters:
         if as_json:
-            typer.echo(json.dumps(sayable({"char": character, "bits": bits}), ensure_ascii=False))
+            typer.echo(json_line(sayable({"char": character, "bits": bits})))
         else:
             shown = json.dumps(character, ensure_ascii=False) if character else "end"
             typer.echo(f"{shown}\t" + ("-" if bits is None else f"{bits:.3f}"))
@@ -274,7 +274,7 @@ def _print_score(score: Score, as_json: bool, numbered: bool) -> None:
         from charrnn.metrics import sayable
 
         named = {"file": score.source, "document": score.number, "begins": score.beginning}
-        typer.echo(json.dumps(sayable(named | score.as_metrics()), ensure_ascii=False))
+        typer.echo(json_line(sayable(named | score.as_metrics())))
         return
     bits = "-" if score.bits_per_char is None else f"{score.bits_per_char:.4f}"
     name = f"{score.source}:{score.number}" if numbered else score.source

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from charrnn.cli.arguments import Device, load
-from charrnn.cli.output import warn
+from charrnn.cli.output import json_line, warn
 from charrnn.errors import DataError, UserError, characters_listed, printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fill(
             warned.update(strange)
             warn(f"{place}: the model does not know {characters_listed(strange)}; read as unknown")
         if as_json:
-            typer.echo(json.dumps(named | {"text": text} | _as_json(found), ensure_ascii=False))
+            typer.echo(json_line(named | {"text": text} | _as_json(found)))
             continue
         if said:
             typer.echo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -27,6 +28,20 @@ def warn(text: str) -> None:
 def tell(fault: object) -> None:
     """What cannot be used, while what can be is."""
     typer.echo(f"charrnn: error: {fault}", err=True)
+
+
+def json_line(value: object) -> str:
+    """JSON on one line: characters as they are, or all but ASCII as escapes where standard output cannot say one of them.
+
+    So a file name that is no text is there as it was: a byte of it that is not UTF-8 is an escape from \\udc80 to \\udcff, as Python has
+    it, and `os.fsencode` of the name that is read from the line is the name.
+    """
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
 
 
 def end_with(faults: int, summary: str) -> None:
@@ -66,6 +81,23 @@ def expect_place(path: Path, flag: str = "--out", endings: Sequence[str] = ()) -
             raise UserError(f"{flag} {path}: cannot be written: it is {'' if path.is_dir() else 'not in '}a directory; {ANOTHER_PLACE}")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}; {ANOTHER_PLACE}") from None
+
+
+def expect_apart(path: Path, read: Iterable[Path], models: Iterable[Path], flag: str = "--out") -> None:
+    """Raises UserError where what is written would take the place of a file that the command reads, or of one that is a run's own.
+
+    Whatever name or link leads there. To be asked before anything is written; a pipe or a terminal is not replaced. `models`: files.
+    """
+    from charrnn.run_directory import MODELS, OWN, TEXTS
+
+    if not path.is_file():
+        return
+    owned = [beside for model in models for beside in (model, *map(model.with_name, OWN if model.name in MODELS else TEXTS))]
+    for files, what in ((read, "which this command reads"), (owned, "which is of the model's run")):
+        for file in files:
+            if file.exists() and file.samefile(path):
+                fact = f"{flag} {printable(str(path))}: the same file as {printable(str(file))}, {what}"
+                raise UserError(f"{fact}; expected another, for what it holds would be lost; name another file")
 
 
 def write(path: Path, pieces: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from charrnn.cli.arguments import Device, Model, expect_seed, load, reading_of
-from charrnn.cli.output import expect_place, warn, write
+from charrnn.cli.output import expect_apart, expect_place, warn, write
 from charrnn.errors import DataError, UserError, printable
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def sample(
     )
     _refuse_together(given, whole=asked.count is not None, greedy=temperature == 0)
     loaded, network = load(model, device, "lm")
+    if out:
+        expect_place(out)  # said before the model writes, not after
+        expect_apart(out, [file for file in (prime_file, novelty_text) if file], [loaded.path])
     text = _read_prime(prime_file) if prime_file else prime
     place = f"--prime-file {prime_file}" if prime_file else "--prime"
     primed, warnings = generation.prepare_prime(loaded.vocabulary, text, on_unknown, place)
@@ -124,8 +127,6 @@ def sample(
         constraints.append(NoCopy(index, no_copy, primed.ids))  # the last, for it may yield and a verse may not
     constraint = Every(constraints) if constraints else None
     ends = [s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []]
-    if out:
-        expect_place(out)  # said before the model writes, not after
     if beam_width is not None:
         found = search.beam_search(
             network,

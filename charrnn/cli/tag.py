@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
-from charrnn.cli.output import expect_place, progress_bar, tell, warn, write
+from charrnn.cli.output import expect_apart, expect_place, json_line, progress_bar, tell, warn, write
 from charrnn.errors import DataError, UserError, characters_listed, printable
 
 if TYPE_CHECKING:
@@ -68,11 +67,14 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
+    from charrnn.config import user_path
     from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
 
     loaded, network = load(model, device, "tag")
     data = config_of(loaded, set_).data
+    if out:
+        expect_apart(out, [user_path(name, "--file") for name in file or []], [loaded.path])
     if mark is not None and data.labels != "segmentation":
         raise UserError(f"--mark {mark!r}: is written by a model of labels: segmentation, and this one is of {data.labels}; leave it out")
     faults: list[DataError] = []
@@ -151,7 +153,7 @@ def _marked(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -> I
             named = {"file": source.name, "document": number, "line": line, "text": document, "read": read[begin:end]}
             line += document.count("\n")
             if end > begin:
-                yield json.dumps(named | labels(begin, end), ensure_ascii=False) + "\n"
+                yield json_line(named | labels(begin, end)) + "\n"
 
 
 def _sentences(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -> Iterator[str]:
@@ -175,7 +177,7 @@ def _sentences(asked: Asked, texts: Iterator[Source], faults: list[DataError]) -
             for example, begin, end in zip(block, edges.tolist(), edges[1:].tolist()):
                 if said_of:
                     named = {"file": example.source, "line": example.line, "text": example.text}
-                    yield json.dumps(named | said_of(begin, end), ensure_ascii=False) + "\n"
+                    yield json_line(named | said_of(begin, end)) + "\n"
                     continue
                 labels = [loaded.labels[k] for k in tagged.labels[begin:end]]
                 yield "".join(f"{c}{' ' if c.strip() else chr(9)}{label}\n" for c, label in zip(example.text, labels)) + "\n"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, files_named, load, model_first
-from charrnn.cli.output import end_with, expect_place, tell, warn, watched, write_bytes
+from charrnn.cli.arguments import Device, Overrides, Wanted, config_of, expect_beam, files_named, load, model_first
+from charrnn.cli.output import end_with, expect_apart, expect_place, json_line, tell, warn, watched, write_bytes
 from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def transcribe(
     model, named = model_first(files, RECORDINGS)
     if not named:
         raise UserError(f"{printable(files[0])}: a model, and nothing to transcribe; expected recordings or folders of them behind it")
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam {beam}: expected at least 1 hypothesis; 1 is greedy")
+    expect_beam(beam)
     if ctc_weight is not None and not 0 <= ctc_weight < 1:
         raise UserError(f"--ctc-weight {ctc_weight:g}: expected a share from 0 up and below 1; 0.3 is usual")
     overrides = [*(set_ or [])]
@@ -79,6 +77,8 @@ def transcribe(
     recordings = list(files_named(named, RECORDINGS, faults))
     if alignment is not None and len(recordings) != 1:
         raise UserError(f"--alignment: {counted(len(recordings), 'recording')}; expected one, of which a picture can be drawn")
+    if alignment is not None:
+        expect_apart(alignment, recordings, [loaded.path], "--alignment")
     for fault in faults:
         tell(fault)
     listener = Transcribe(network, loaded.vocabulary, config.data.audio, config.decoding, fusion)
@@ -151,7 +151,7 @@ def _as_json(found: Transcript) -> str:
             for heard in found.heard
         ],
     }
-    return json.dumps(told, ensure_ascii=False)
+    return json_line(told)
 
 
 def _draw(path: Path, found: Transcript) -> None:

@@ -15,10 +15,10 @@ from charrnn.data.arrays import ARRAY
 from charrnn.data.decoding import opening_text, read_text
 from charrnn.data.documents import lines_of
 from charrnn.data.files import Source, why_unreadable
-from charrnn.data.images import FEATURES, PICTURE, READY, Shelf, is_ready
+from charrnn.data.images import ENDINGS, FEATURES, PICTURE, READY, Shelf, is_ready
 from charrnn.data.manifests import Columns, Locate, beside, kind_by_name, rows, unknown_kind
 from charrnn.data.records import IMAGE_TOKEN
-from charrnn.errors import DataError, short
+from charrnn.errors import DataError, counted, short
 
 CAPTION = "caption"  # the column that holds it where `data.field` names none
 OTHERS = ", a token file of Flickr8k, or the JSON of Karpathy or neuraltalk"  # manifests that are known
@@ -33,6 +33,7 @@ class Captioned(NamedTuple):
     line: int  # of the manifest `source`, where the picture comes first; 0 where lines do not tell, as in JSON on one
     split: str | None = None  # train, val or test, where the manifest says so
     record: int = 0
+    name: str = ""  # of the picture, as the manifest has it: that of ready features is another
 
     def place(self) -> str:
         return f"{self.source}: line {self.line}" if self.line else f"{self.source}: record {self.record}"
@@ -52,7 +53,13 @@ def manifest(config: DataConfig, files: list[Source], notes: list[str]) -> Itera
     found: list[Path | DataError] = []  # a picture where it comes first
     first: dict[Path, Captioned] = {}
     captions: dict[Path, list[str]] = {}
+    if pictured := [source for source in files if source.suffix in ENDINGS]:
+        others = f" and {counted(len(pictured) - 1, 'other')}" if len(pictured) > 1 else ""
+        fact = f"{pictured[0].name}{others}: named as pictures are, and what is said of pictures is to be read"
+        found.append(DataError(f"{fact}; expected a manifest with columns{OTHERS}; name that, and not the folder of the pictures"))
     for source in files:
+        if source.suffix in ENDINGS:
+            continue
         try:
             kind, locate = _kind(source, config, columns), cache(_locate(source, config.images))
         except DataError as error:
@@ -65,7 +72,7 @@ def manifest(config: DataConfig, files: list[Source], notes: list[str]) -> Itera
             if row.path not in first:
                 # A column called split is the user's own; that of JSON is known for what it says.
                 split = row.record.fields.get("split") if kind == "image_json" else None
-                first[row.path] = Captioned(row.path, (), row.source, row.record.line, split, row.record.number)
+                first[row.path] = Captioned(row.path, (), row.source, row.record.line, split, row.record.number, row.name)
                 captions[row.path] = []
                 found.append(row.path)
             captions[row.path].append(row.text)

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import re
+import signal
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
 PICTURE = "a picture"  # what a path leads to …
 FEATURES = "features of a picture"  # … or this
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp"})  # of the names of pictures
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # that Pillow is let try
 LEAST_SIDE = 2  # pixels
 MOST_PIXELS = 100_000_000  # of a file: more would take half a gigabyte to decode
@@ -146,11 +152,17 @@ def is_shelf(path: Path) -> bool:
     return found.ndim == 2 and len(found) != 1
 
 
+def shelf_above(path: Path) -> Path | None:
+    """The array of features that a path leads into, as in `features.npy/name`; None of any other path."""
+    return next((above for above in path.parents if above.suffix.lower() == ARRAY and above.is_file()), None)
+
+
 class Shelf:
     """Features of many pictures in one array, (N, F), with an index of their names beside it, in its order.
 
     The index of features.npy is features.json, a list; or features.tsv or features.txt, a name a line, of which what stands behind a
-    tab is not read. A picture goes by the path `features.npy/name`. Raises DataError, here too, where the two cannot be used.
+    tab is not read. A picture goes by the path `features.npy/name`, as it would be in a folder of that name. Raises DataError, here too,
+    where the two cannot be used.
     """
 
     def __init__(self, path: Path, config: ImagesConfig) -> None:
@@ -166,12 +178,14 @@ class Shelf:
         if index is None:
             candidates = ", ".join(path.with_suffix(suffix).name for suffix in INDEXES)
             raise DataError(f"{path}: no index of its pictures beside it; expected one of {candidates}, their names in its order")
-        names = _index(index, config.field)
+        names = [_within(name) for name in _index(index, config.field)]
         if len(names) != len(self._array):
             fact = f"{counted(len(names), 'name')}, and {path.name} has {counted(len(self._array), 'row')}"
             raise DataError(f"{index}: {fact}; expected a name for each row, in its order")
         self._index = index
         self._rows = {name: row for row, name in enumerate(names)}
+        if "" in self._rows:
+            raise DataError(f"{index}: name {self._rows[''] + 1:,} is empty; expected that of the picture in this row")
         if len(self._rows) != len(names):
             twice = next(name for row, name in enumerate(names) if self._rows[name] != row)
             raise DataError(f"{index}: {short(twice)} stands there twice; expected each picture once")
@@ -182,9 +196,10 @@ class Shelf:
 
     def locate(self, name: str) -> Path:
         """Raises DataError, without a place, where the index has no such name."""
-        if name not in self._rows:
-            raise DataError(f"no such name in {self._index}; expected one of its {len(self._rows):,}{did_you_mean(name, self._rows)}")
-        return self.path / name
+        own = _within(name)
+        if own not in self._rows:
+            raise DataError(f"no such name in {self._index}; expected one of its {len(self._rows):,}{did_you_mean(own, self._rows)}")
+        return self.path / own
 
     def load(self, path: Path) -> Features:
         """(F,)."""
@@ -202,6 +217,19 @@ def load(path: Path, config: ImagesConfig) -> Pixels | Features:
         remedy = f"expected {' or '.join(READY)}, for data.images.features is {config.features}"
         raise DataError(f"{path}: not named as features; {remedy}")
     return load_features(path, config.features)
+
+
+def begin_worker() -> None:
+    """In a process that decodes for another: Ctrl-C is for that other to hear, and with its end, however that comes, comes this one's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def write_pictures(chunk: Placed, *, load: Callable[[Path], Pixels | Features], into: Path, size: int) -> list[Fault]:
@@ -375,6 +403,11 @@ def _checked(found: npt.NDArray[Any], place: str, width: int) -> Features:
 def _wrong_width(place: str, found: int, width: int) -> DataError:
     remedy = f"expected {width:,}, which is data.images.features: make them so, or train with another"
     return DataError(f"{place}: {found:,} features of a picture; {remedy}")
+
+
+def _within(name: str) -> str:
+    """A name as that of a place below: without what means nothing in a path, and not from the root."""
+    return "/".join(part for part in PurePosixPath(name).parts if part != "/")
 
 
 def _index(path: Path, header: str) -> list[str]:

@@ -17,6 +17,7 @@ from charrnn.data.labelled import own
 from charrnn.data.records import NAMED_COLUMNS, Record
 from charrnn.errors import DataError, Faults, short
 
+HEADED = ("tsv", "csv")  # tables whose first row says what is in each column of all the others
 T = TypeVar("T")
 R = TypeVar("R")
 Locate = Callable[[str], Path]  # the file that a name in a manifest leads to; raises DataError with the reason where it is none
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     """A file with its text, which has no space around it."""
 
     path: Path
+    name: str  # the path as the manifest has it
     text: str
     source: str
     record: Record
@@ -49,7 +51,13 @@ def rows(config: DataConfig, source: Source, kind: str, columns: Columns, locate
     try:
         reading = Reading(config.model_copy(update={"format": kind, "field": columns.text, "documents": None, "pattern": None}), [source])
         for found in reading.records():
-            yield found if isinstance(found, DataError) else _row(found, columns, locate)
+            if isinstance(found, DataError):
+                yield found
+                continue
+            row, (_, record, _) = _row(found, columns, locate), found
+            yield row
+            if kind in HEADED and isinstance(row, DataError) and not (columns.path in record.fields or record.names_body(columns.path)):
+                return  # so it is of every other row
     except DataError as error:
         yield error
     else:
@@ -115,6 +123,6 @@ def _row(found: tuple[str, Record, str], columns: Columns, locate: Locate) -> Ro
         fact = f"field {columns.path!r} is empty; expected {columns.what}'s path"
         return DataError(f"{record.place(name)}: {fact}, so fill it or take the row out")
     try:
-        return Row(locate(path), text.strip(), name, record)
+        return Row(locate(path), path, text.strip(), name, record)
     except DataError as error:
         return DataError(f"{record.place(name)}: {short(path)}: {error}, so mend the path or take the row out")

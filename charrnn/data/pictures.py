@@ -13,7 +13,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from charrnn.data.captions import Captioned, is_manifest, manifest, names
 from charrnn.data.corpus import PIECE, SPLITS, Corpus, Ids, Progress, Stamp, file_stamps
 from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
 from charrnn.data.files import find_files, sources
-from charrnn.data.images import Fault, Placed, Shelf, load, require_pillow, write_pictures
+from charrnn.data.images import Fault, Placed, Shelf, begin_worker, load, require_pillow, write_pictures
 from charrnn.data.manifests import load_own
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults, counted, did_you_mean, short
@@ -187,14 +186,17 @@ class _Lists:
         missing = self._named.keys() - {self._name_of(captioned) for captioned in found}
         for name in self._named:  # in their order
             if name in missing:
-                known = [captioned.image.name for captioned in found]
+                known = [PurePath(captioned.name).name for captioned in found]
                 remedy = f"expected names of pictures, one a line, or a manifest with captions{did_you_mean(name, known)}"
                 raise DataError(f"{self._named[name][1]}: data.path has no picture {short(name)}; {remedy}")
 
     def _name_of(self, captioned: Captioned) -> str | None:
-        """Under which a list has it: its own or the end of its path."""
-        parts = captioned.image.parts if self._named else ()
-        return next((name for start in range(len(parts)) if (name := "/".join(parts[start:])) in self._named), None)
+        """Under which a list has it: the manifest's own, which ready features need not have, or that of its file; or the end of either."""
+        if not self._named:
+            return None
+        paths = (captioned.image.with_name(PurePath(captioned.name).name), captioned.image)
+        ends = ("/".join(path.parts[start:]) for path in dict.fromkeys(paths) for start in range(len(path.parts)))
+        return next((name for name in ends if name in self._named), None)
 
 
 def _pictures(
@@ -388,9 +390,7 @@ def _each(write: Callable[[Placed], list[Fault]], chunks: list[Placed], workers:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["charrnn.data.images", "PIL.Image"])  # imported once for all of them
-    # Ctrl-C is for the process that waits for these, and ends them. What they begin with imports no torch.
-    ignored = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, context, signal.signal, ignored)
+    pool = ProcessPoolExecutor(workers, context, begin_worker)  # which imports no torch
     waiting: list[Future[list[Fault]]] = []
     rest = iter(chunks)
     try:

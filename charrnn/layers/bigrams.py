@@ -36,9 +36,7 @@ class Bigrams(nn.Module):
         self.keys.fill_(NO_PAIR)
         self.keys[: len(pairs)] = _key(pairs[:, 0], pairs[:, 1]).sort().values
 
-    def forward(
-        self, inputs: Tensor, lengths: Tensor | None, *, dropped: float = 0.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor | None, *, dropped: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """inputs (T, B) int64, lengths (B,) or None where all are T -> (T, B, P), or (T, B, 2P) with the pair that begins at t.
 
         `dropped` is the share of pairs that are read as row 0 in training: another text has many that are not in the table.

@@ -153,9 +153,7 @@ class RecurrentStack(nn.Module):
                 x = x + read
         return x, tuple(after) if final_state else ()
 
-    def _injected(
-        self, x: Tensor, before: State, weights: Weights, injection: Injection, final_state: bool
-    ) -> tuple[Tensor, State]:
+    def _injected(self, x: Tensor, before: State, weights: Weights, injection: Injection, final_state: bool) -> tuple[Tensor, State]:
         """[W V'] [x_0 ; X] = W x_0 + V' X takes the place of W x_0, in a step by itself, whatever the cell and the backend."""
         widened = weights._replace(weight_ih=torch.cat([weights.weight_ih, injection.weight.to(weights.weight_ih.dtype)], 1))
         seen = torch.cat([x[:1], injection.vector.unsqueeze(0).to(x.dtype)], -1)  # (1, B, I + J)

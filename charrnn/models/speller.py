@@ -176,4 +176,3 @@ class Speller(nn.Module):
             found, spelling = self.step(before, spelling, encoded, kept=kept, generator=generator)
             logits.append(found)
         return torch.stack(logits)
-

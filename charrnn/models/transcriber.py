@@ -53,9 +53,7 @@ class Transcriber(nn.Module):
             backend=config.backend,
         )
         width = self.encoder.output_size
-        self.speller = Speller(
-            config.cell, width, vocabulary_size, config.embedding_size, decoder, config.dropout, config.backend
-        )
+        self.speller = Speller(config.cell, width, vocabulary_size, config.embedding_size, decoder, config.dropout, config.backend)
         self.ctc = nn.Linear(width, vocabulary_size) if decoder.ctc_weight else None
         if not self.speller.head.weight.is_meta:
             for stack in self.recurrent_stacks()[:-1]:

@@ -27,6 +27,9 @@ class Source(Protocol):
     def steps(self) -> list[int]:
         """How many places each column has; 0 where there is nothing to look at."""
 
+    def rows(self: SourceT, rows: Tensor) -> SourceT:
+        """Some of the columns, in another order, one several times: (n,)."""
+
     def column(self: SourceT, b: int, copies: int = 1) -> SourceT:
         """One of the columns by itself, without padding, so many times."""
 

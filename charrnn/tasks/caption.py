@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charrnn.config import Config, ImagesConfig
+from charrnn.config import Config, DecodingConfig, ImagesConfig
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Ids, Progress
 from charrnn.data.fragments import Fragments, find_fragments
@@ -42,6 +42,8 @@ PREVIEWED = 5  # pictures
 EXAMPLES = 10
 MEASURED = 5000  # pictures of a split: those of larger ones are drawn by the seed
 ENCODED = 64  # pictures that the CNN sees side by side, without gradients
+LONGEST = 200  # characters of a caption at most, where decoding.max_length is left out …
+SPARE = 1.5  # … and so many times the longest that was learned from: what goes on for longer comes to no end
 ALIKE = 0.9  # share of pictures that are told of alike, above which a model has not looked at them
 
 
@@ -89,7 +91,8 @@ class CaptionScores:
 
     def describe(self) -> str:
         pictures, (commonest, alike) = len(self.written), self.commonest()
-        lines = [f"{self.right():,} of {counted(pictures, 'picture')} have what was written among their captions"]
+        has, its = ("has", "its") if pictures == 1 else ("have", "their")
+        lines = [f"{self.right():,} of {counted(pictures, 'picture')} {has} what was written among {its} captions"]
         if unfinished := sum(not written.finished for written in self.written):
             lines.append(f"{unfinished:,} were cut off at decoding.max_length")
         if alike / pictures > ALIKE and pictures > 1:
@@ -110,10 +113,13 @@ class Captioning:
 
     @classmethod
     def load(cls, config: Config, progress: Progress | None = None) -> Captioning:
-        return cls(config, load_pictures(config.data, config.seed, progress))
+        pictures = load_pictures(config.data, config.seed, progress)
+        known = int(pictures.lengths("train").max(initial=1)) - 1  # without its end
+        return cls(config.model_copy(update={"decoding": limited(config.decoding, known)}), pictures)
 
     @classmethod
     def of_file(cls, config: Config, vocabulary: Vocabulary, labels: tuple[str, ...], path: Path) -> Captioning:
+        config = config.model_copy(update={"decoding": limited(config.decoding)})
         return cls(config, load_pictures_file(config.data, path, vocabulary))
 
     @property
@@ -269,6 +275,13 @@ class Captioning:
             fact = f"{counted(self.corpus.unknown, 'character')} ({share:.2%}) outside the vocabulary"
             notes.append(f"{fact}: never written, and not scored")
         return notes
+
+
+def limited(config: DecodingConfig, longest: int | None = None) -> DecodingConfig:
+    """With the length at which captions are cut off, where it is left out: by the longest to learn from, where that is known."""
+    if config.max_length is not None:
+        return config
+    return config.model_copy(update={"max_length": LONGEST if longest is None else max(1, min(LONGEST, round(SPARE * longest)))})
 
 
 def finish(pictures: Tensor, config: ImagesConfig, generator: torch.Generator | None) -> Tensor:

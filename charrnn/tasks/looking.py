@@ -38,6 +38,14 @@ class Estimate:
     value: float
     error: float  # standard error; NaN of a single picture, whose spread nobody knows
 
+    def said(self, form: str, unit: str = "") -> str:
+        """For a person, as `form` has the value; with its standard error, where there is one."""
+        error = "" if math.isnan(self.error) else f" ± {self.error:{form.removeprefix('+')}}"
+        return f"{self.value:{form}}{unit}{error}"
+
+    def times(self, factor: float) -> Estimate:
+        return Estimate(factor * self.value, factor * self.error)
+
 
 @dataclass(frozen=True)
 class Without:
@@ -72,7 +80,8 @@ class Looking:
     notes: tuple[str, ...] = ()
 
     def as_metrics(self) -> dict[str, float | str]:
-        found: dict[str, float | str] = {"control_pictures": self.pictures, "right_nats_per_char": self.nats_per_char}
+        found: dict[str, float | str] = {"control_pictures": self.pictures, "control_left_out": self.left_out}
+        found |= {"right_nats_per_char": self.nats_per_char}
         for name, other in (("shuffled", self.shuffled), ("no_picture", self.none)):
             if other is not None:
                 found |= {
@@ -90,15 +99,18 @@ class Looking:
         return found
 
     def describe(self) -> str:
-        rows = [["captions predicted with", "nats/char", "bits/char", "more, with its standard error"]]
+        rows = [["captions predicted with", "nats/char", "bits/char", "more" if self.pictures == 1 else "more, with its standard error"]]
         rows.append(["their own picture", *_costs(self.nats_per_char), ""])
         for name, other in (("another picture, shuffled", self.shuffled), ("no picture", self.none)):
             if other is not None:
-                rows.append([name, *_costs(other.nats_per_char), f"{other.more.value:+.4f} ± {other.more.error:.4f}"])
+                rows.append([name, *_costs(other.nats_per_char), other.more.said("+.4f")])
         lines = aligned(rows, left=(0, 3))
+        if self.left_out:
+            whole = f"{self.pictures + self.left_out:,} pictures"
+            lines.append(f"that is of {self.pictures:,} of the {whole}, drawn by the seed; the other {self.left_out:,} are left out here")
         if self.recall is not None:
             found = self.recall
-            shares = ", ".join(f"{100 * share.value:.1f} % ± {100 * share.error:.1f}" for share in (found.first, found.ten))
+            shares = ", ".join(share.said(".1f", " %") for share in (found.first.times(100), found.ten.times(100)))
             what = f"the right picture among {found.searched:,}, by a caption's likelihood: the first, among the first 10"
             lines.append(f"{what}: {shares} (of {found.captions:,} captions)")
         if self.bleu is not None:

@@ -33,9 +33,7 @@ def asked_of(targets: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Of logits (L, B, V) and targets (L, B), summed."""
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def learn(config: Config, path: Path, least: int, rate: float = 4e-2) -> None:
     """Train at least so many steps, and write the model there."""
     task = load_task(config)
     model, steps = trained(task, least, rate)
-    save_model(path, model, config, task.vocabulary, steps, {}, task.labels)
+    save_model(path, model, task.config, task.vocabulary, steps, {}, task.labels)
 
 
 def runner(

@@ -61,7 +61,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at, name in enumerate(captions()):
         np.save(folder / "features" / f"{name}.npy", np.eye(COUNT, dtype=np.float32)[at])
     (folder / "features.tsv").write_text(rows.replace("pictures/", "features/").join(["image\tcaption\n", ""]), encoding="utf-8")
-    learn(build_config(settings(folder, "features.tsv", features=COUNT), "test"), folder / "ready.safetensors", 120, 1e-2)
+    ready = settings(folder, "features.tsv", features=COUNT)
+    ready["model"].pop("cnn")
+    learn(build_config(ready, "test"), folder / "ready.safetensors", 120, 1e-2)
     return folder
 
 
@@ -94,6 +96,18 @@ def test_json_tells_all(run: Run) -> None:
         assert set(caption) == {"text", "confidence", "nats", "finished"} and 0 < caption["confidence"] <= 1
         if caption["finished"]:
             assert caption["confidence"] == pytest.approx(np.exp(-caption["nats"] / (len(caption["text"]) + 1)))
+
+
+def test_a_file_name_that_is_no_text_is_told_in_json_as_it_is(run: Run) -> None:
+    name = b"\xe9\xff-\xc3\xa9.png"
+    shutil.copy(b"pictures/0003.png", name)
+    said = run("model.safetensors", os.fsdecode(name), "--json")
+    assert said.code == 0 and said.out.isascii()
+    assert os.fsencode(json.loads(said.out)["file"]) == name
+    line = run("model.safetensors", os.fsdecode(name))
+    assert told(line) == [("\\udce9\\udcff-é.png", captions()["0003.png"])]
+    Path("狗.png").write_bytes(Path("pictures/0003.png").read_bytes())
+    assert '"file": "狗.png"' in run("model.safetensors", "狗.png", "--json").out
 
 
 def test_what_is_drawn_follows_from_the_seed_and_not_from_what_stands_beside_it(run: Run) -> None:
@@ -174,6 +188,34 @@ def test_ready_features_are_told_of_and_other_files_are_not(run: Run) -> None:
     assert "<img" not in Path("page.html").read_text(encoding="utf-8")
 
 
+def test_one_picture_of_an_array_of_features_is_named_as_it_is_told(run: Run) -> None:
+    np.save("all.npy", np.eye(COUNT, dtype=np.float32))
+    names = [f"/from/./the root/{name}" for name in captions()]
+    Path("all.json").write_text(json.dumps(names))
+    every = told(run("ready.safetensors", "all.npy"))
+    assert every[3][0] == "all.npy/from/the root/0003.png"
+    chosen = [every[3], every[1]]
+    said = run("ready.safetensors", *(name for name, _ in chosen))
+    assert said.code == 0 and told(said) == chosen
+    missing = run("ready.safetensors", "all.npy/from/the root/0003.pgn", "all.npy/from/the root/0001.png")
+    assert missing.code == 2 and told(missing) == [every[1]]
+    fact = "no such name in all.json; expected one of its 12; did you mean 'from/the root/0003.png'?"
+    assert f"charrnn: error: all.npy/from/the root/0003.pgn: {fact}\n" in missing.err
+    assert "no model is named, and no run under" in run(every[0][0]).err
+    Path("all.json").write_text(json.dumps(["a", "", *names[2:]]))
+    assert (
+        "charrnn: error: all.json: name 2 is empty; expected that of the picture in this row\n" in run("ready.safetensors", "all.npy").err
+    )
+
+
+def test_features_in_the_place_of_the_model_are_told_of(run: Run) -> None:
+    save_file({"fc7": np.eye(COUNT, dtype=np.float32)[4]}, "four.safetensors")
+    expected = "four.safetensors: stands first, where such a file is a model, and it holds something else; if it is features, name the run"
+    for names in (["four.safetensors"], ["four.safetensors", "features"], ["four.safetensors", "ready.safetensors"]):
+        said = run(*names)
+        assert said == Said(2, "", f"charrnn: error: {expected} or the model before it\n")
+
+
 def test_a_model_that_does_not_look_is_told_of(run: Run) -> None:
     """Of different pictures, and of enough of them."""
     warned = "12 of 12 different pictures are told of alike, 'a': the model has not learned to look; charrnn eval measures it\n"
@@ -238,6 +280,16 @@ def test_a_page_never_takes_the_place_of_a_picture_or_a_model(run: Run, target: 
     assert Path(target).read_bytes() == before
 
 
+def test_a_page_never_takes_the_place_of_what_a_link_leads_to(run: Run) -> None:
+    for target in ("pictures/0001.png", "model.safetensors"):
+        Path("page.html").unlink(missing_ok=True)
+        Path("page.html").symlink_to(target)
+        before = Path(target).read_bytes()
+        said = run("model.safetensors", "pictures", "--html", "page.html")
+        assert (said.code, said.out) == (2, "") and f"--html page.html: the same file as {target}, which " in said.err
+        assert Path(target).read_bytes() == before
+
+
 def test_the_newest_run_is_taken_and_named(run: Run) -> None:
     for at, name in enumerate(("old", "new")):
         Path("runs", name).mkdir(parents=True)
@@ -254,7 +306,12 @@ MISTAKES = {
         ["model.safetensors"],
         "model.safetensors: a model, and nothing to tell of; expected pictures or folders of them",
     ),
-    "no beam": (["model.safetensors", P, "--beam", "0"], "--beam 0: expected at least 1 hypothesis; 1 is greedy"),
+    "no beam": (["model.safetensors", P, "--beam", "0"], "--beam 0: expected 1 to 1,000 hypotheses; 1 is greedy"),
+    "too wide": (["model.safetensors", P, "--beam", "100000"], "--beam 100000: expected 1 to 1,000 hypotheses; 1 is greedy"),
+    "model behind": (
+        [P, "model.safetensors"],
+        "model.safetensors: a model, behind what it shall read; expected it to stand first, or no model for the newest run",
+    ),
     "no caption": (["model.safetensors", P, "--num", "0"], "--num 0: expected 1 to 1,000 captions of each picture"),
     "too many": (
         ["model.safetensors", P, "--num", "3", "--beam", "2"],
@@ -361,7 +418,7 @@ def test_eval_names_captions_that_the_model_cannot_write_and_measures_the_rest_o
     fact = "the model does not know '雪' (U+96EA), 'ß' (U+00DF); expected characters that it has learned, so mend the caption"
     assert said.code == 2 and f"charrnn: error: another.tsv: line 2: {fact}; it is measured, all but these\n" in said.err
     assert f" on another.tsv: {2 * len(text) + 3} chars\n" in said.out  # with the space, and both ends
-    assert "1 of 1 picture have what was written among their captions" in said.out
+    assert "1 of 1 picture has what was written among its captions" in said.out
     assert f"{2 / (2 * len(text) + 5):.2%} of the characters are unknown to the model, and were read as unknown" in said.out
 
 
@@ -411,3 +468,21 @@ def test_eval_tells_whether_the_model_looks(run: Run) -> None:
     assert found["right_nats_per_char"] == pytest.approx(found["nats_per_char"], rel=1e-4)
     assert found["right_nats_per_char"] < min(found["shuffled_nats_per_char"], found["no_picture_nats_per_char"])
     assert found["recall_1"] > 0.5 and found["bleu_4"] == pytest.approx(100)
+
+
+def test_eval_of_one_picture_tells_of_no_spread(run: Run) -> None:
+    name, text = next(iter(captions().items()))
+    Path("one.tsv").write_text(f"image\tcaption\npictures/{name}\t{text}\n", encoding="utf-8")
+    said = run("model.safetensors", "--file", "one.tsv", command="eval")
+    assert said.code == 0 and "1 of 1 picture has what was written among its captions" in said.out
+    assert "no picture " in said.out and "nan" not in said.out and "±" not in said.out and "standard error" not in said.out
+
+
+def test_eval_tells_how_many_pictures_the_controls_leave_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("model.safetensors", "--file", "train.tsv", command="eval")
+    assert "left out" not in whole.out
+    monkeypatch.setattr("charrnn.tasks.caption.MEASURED", 5)
+    said = run("model.safetensors", "--file", "train.tsv", command="eval")
+    assert "that is of 5 of the 12 pictures, drawn by the seed; the other 7 are left out here\n" in said.out
+    found = json.loads(run("model.safetensors", "--file", "train.tsv", "--json", command="eval").out)
+    assert (found["control_pictures"], found["control_left_out"]) == (5, 7)

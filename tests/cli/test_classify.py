@@ -49,6 +49,14 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
+def test_a_drawing_never_takes_the_place_of_what_a_link_leads_to(run: Run) -> None:
+    Path("found.png").symlink_to("texts.tsv")
+    before = Path("texts.tsv").read_bytes()
+    said = run("model.safetensors", "--file", "texts.tsv", "--confusion", "found.png")
+    assert said.code == 2 and "--confusion found.png: the same file as texts.tsv, which this command reads; expected another" in said.err
+    assert Path("texts.tsv").read_bytes() == before
+
+
 def test_each_text_gets_a_line(run: Run) -> None:
     said = run("model.safetensors", "--text", "这个  很好\n吗", "--text", "x" * 500)
     assert said == Said(0, f"好评  90.0%  这个 很好 吗\n好评  90.0%  {'x' * 60}\n", "")

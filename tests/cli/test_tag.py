@@ -61,6 +61,14 @@ def test_marks_are_put_in_and_all_else_stays(run: Run, folder: Path) -> None:
     assert said == (0, "天地，玄黄。宇宙，洪荒。\n日月，盈昃。\n", "")
 
 
+def test_the_text_that_is_read_is_never_written_to(run: Run, folder: Path) -> None:
+    Path("raw.txt").write_text("天地玄黄", encoding="utf-8")
+    Path("other.txt").write_text("宇宙洪荒", encoding="utf-8")
+    said = run("tag", folder / "marks.safetensors", "--file", "other.txt", "--file", "./raw.txt", "--out", "raw.txt")
+    fact = "--out raw.txt: the same file as raw.txt, which this command reads; expected another, for what it holds would be lost"
+    assert said == (2, "", f"charrnn: error: {fact}; name another file\n") and Path("raw.txt").read_text(encoding="utf-8") == "天地玄黄"
+
+
 def test_a_pause_is_written_as_asked(run: Run, folder: Path) -> None:
     assert run("tag", folder / "pauses.safetensors", "-t", "天地玄黄，").out == "天地|玄黄|\n"
     assert run("tag", folder / "pauses.safetensors", "-t", "天地玄黄", "--mark", " / ").out == "天地 / 玄黄 / \n"

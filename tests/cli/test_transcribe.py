@@ -155,6 +155,14 @@ def test_a_text_without_an_end_is_marked(run: Run) -> None:
     assert said.code == 0 and said.out.rstrip().endswith("2.wav  a…")
 
 
+def test_a_drawing_never_takes_the_place_of_what_a_link_leads_to(run: Run) -> None:
+    Path("a.png").symlink_to("6.wav")
+    before = Path("6.wav").read_bytes()
+    said = run("model.safetensors", "6.wav", "--alignment", "a.png")
+    assert said.code == 2 and "--alignment a.png: the same file as 6.wav, which this command reads; expected another" in said.err
+    assert Path("6.wav").read_bytes() == before
+
+
 def test_the_alignment_is_drawn_of_one_recording(run: Run) -> None:
     assert run("model.safetensors", "6.wav", "--alignment", "a.png").code == 0
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
@@ -180,7 +188,7 @@ def test_a_language_model_has_a_say(run: Run) -> None:
 
 MISTAKES = {
     "nothing to transcribe": (["model.safetensors"], "model.safetensors: a model, and nothing to transcribe; expected recordings"),
-    "no beam": (["model.safetensors", "0.wav", "--beam", "0"], "--beam 0: expected at least 1 hypothesis; 1 is greedy"),
+    "no beam": (["model.safetensors", "0.wav", "--beam", "0"], "--beam 0: expected 1 to 1,000 hypotheses; 1 is greedy"),
     "weight": (["model.safetensors", "0.wav", "--ctc-weight", "1"], "--ctc-weight 1: expected a share from 0 up and below 1"),
     "lm weight": (["model.safetensors", "0.wav", "--lm-weight", "-1"], "--lm-weight -1: expected a number from 0 to 10"),
     "lm": (["model.safetensors", "0.wav", "--lm", "model.safetensors"], "charrnn transcribe --lm needs one of task lm"),

@@ -73,7 +73,7 @@ def test_every_form_of_manifest_gathers_the_captions_of_a_picture(folder: Path, 
     found = read(folder, text, name)
     assert all(isinstance(captioned, Captioned) for captioned in found)
     assert found == [
-        Captioned(folder / image, said, str(folder / name), line, None, found[i].record)  # type: ignore[union-attr]
+        Captioned(folder / image, said, str(folder / name), line, None, found[i].record, image)  # type: ignore[union-attr]
         for i, ((image, said), line) in enumerate(zip(GATHERED, lines))
     ]
     assert isinstance(found[1], Captioned) and found[1].place() == f"{folder / name}: line {lines[1]}"
@@ -83,7 +83,7 @@ def test_karpathys_json_has_splits(folder: Path) -> None:
     path = str(folder / "dataset_three.json")
     found = read(folder, json.dumps(KARPATHY), "dataset_three.json")
     assert found == [
-        Captioned(folder / image, said, path, 0, split, record)
+        Captioned(folder / image, said, path, 0, split, record, image)
         for record, ((image, said), split) in enumerate(zip(GATHERED, ("train", "val", "test")), start=1)
     ]
     assert isinstance(found[2], Captioned) and found[2].place() == f"{path}: record 3"
@@ -103,7 +103,7 @@ def test_columns_folder_and_script_are_those_of_the_configuration(folder: Path, 
     elsewhere, notes = tmp_path_factory.mktemp("elsewhere"), list[str]()
     settings = {"field": "said", "format": "tsv", "script": "simplified", "images": {"field": "file", "folder": str(folder)}}
     [found] = read(elsewhere, "said\tfile\n  漢語 \tsub/b.png\n", "m.data", notes, **settings)
-    assert found == Captioned(folder / "sub/b.png", ("汉语",), str(elsewhere / "m.data"), 2, None, 1)
+    assert found == Captioned(folder / "sub/b.png", ("汉语",), str(elsewhere / "m.data"), 2, None, 1, "sub/b.png")
     assert any(note.startswith("converted to simplified characters") for note in notes)
     [wrong] = read(folder, TSV, images={"folder": str(folder / "none")})
     expected = "no such folder; expected the one that the manifest's paths begin in"
@@ -202,3 +202,21 @@ def test_an_array_of_features_is_looked_up_by_name(folder: Path) -> None:
     assert told(found[2]) == f"{folder / 'm.tsv'}: record 4 (line 5): 'c.webp': {missing}"
     [wide] = read(folder, TSV, images={"folder": str(folder / "f.npy"), "features": 4})
     assert told(wide).startswith(f"{folder / 'f.npy'}: 3 features of a picture; expected 4, which is data.images.features")
+
+
+def test_a_folder_of_pictures_in_the_place_of_a_manifest_is_told_of_once(folder: Path) -> None:
+    (folder / "m.tsv").write_text(TSV, encoding="utf-8")
+    pictures = [folder / "a.jpg", folder / "c.webp"]
+    [wrong, *rest] = manifest(config(), sources([*pictures, folder / "m.tsv"]), [])
+    fact = f"{folder / 'a.jpg'} and 1 other: named as pictures are, and what is said of pictures is to be read"
+    expected = "expected a manifest with columns, a token file of Flickr8k, or the JSON of Karpathy or neuraltalk"
+    assert told(wrong) == f"{fact}; {expected}; name that, and not the folder of the pictures"
+    assert len(rest) == len(GATHERED) and all(isinstance(one, Captioned) for one in rest)
+
+
+@pytest.mark.parametrize("name", ["m.tsv", "m.csv"])
+def test_a_table_without_a_column_of_pictures_is_told_of_once(folder: Path, name: str) -> None:
+    [wrong] = read(folder, TSV if name == "m.tsv" else CSV, name, images={"field": "imgae"})
+    columns = "image, caption" if name == "m.tsv" else "caption, image"
+    fact = f"no field 'imgae', which data.images.field names; its fields are {columns}; did you mean 'image'?"
+    assert told(wrong) == f"{folder / name}: record 1 (line 2): {fact}"

@@ -10,7 +10,11 @@ from charrnn.errors import UserError
     "text, form",
     [
         ("五绝", Form(4, 5)),
-        ("七言絕句", Form(4, 7)), ("五言律诗", Form(8, 5)), ("七律", Form(8, 7)), ("3x9", Form(3, 9)), (" 4×7 ", Form(4, 7)),
+        ("七言絕句", Form(4, 7)),
+        ("五言律诗", Form(8, 5)),
+        ("七律", Form(8, 7)),
+        ("3x9", Form(3, 9)),
+        (" 4×7 ", Form(4, 7)),
     ],
 )
 def test_a_form_by_its_name(text: str, form: Form) -> None:

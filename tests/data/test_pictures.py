@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -305,9 +306,58 @@ def test_ready_features_are_beside_their_captions(folder: Path, ready: str) -> N
     assert "5 features of a picture; expected 6, which is data.images.features: make them so, or train with another" in message
 
 
+def test_lists_name_pictures_of_ready_features_as_the_manifest_does(folder: Path, ready: str) -> None:
+    (folder / "val.txt").write_text("3.png\n7.png\n")
+    settings = config(folder, val_path=str(folder / "val.txt"), images={"folder": ready, "features": 5})
+    found = load_pictures(settings, 1)
+    assert found.pictures(found.split("val"))[:, 0].tolist() == [3, 7] and found.counts["train"] == COUNT - 2
+    wide = config(folder, val_path=str(folder / "val.txt"), images={"folder": ready, "features": 6})
+    assert "5 features of a picture; expected 6, which is data.images.features" in refused(wide)
+    (folder / "val.txt").write_text("3.pgn\n")
+    assert refused(settings).endswith(
+        "data.path has no picture '3.pgn'; expected names of pictures, one a line, or a manifest with captions; did you mean '3.png'?"
+    )
+
+
 def test_what_is_kept_is_what_the_file_shows(folder: Path) -> None:
     photograph = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(folder / "6.png")
     found = load_pictures(config(folder), 1)
     place = next(i for i, captioned in enumerate(found.captioned) if captioned.image.name == "6.png")
     assert np.array_equal(found.pictures([place])[0].numpy(), load_image(folder / "6.png", 8))
+
+
+def test_what_is_interrupted_leaves_no_half_of_the_cache_and_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH", 1)
+    monkeypatch.setattr(module, "CHUNK", 2)
+
+    def interrupted(done: int, total: int) -> None:
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_pictures(config(folder, images={"workers": 2}), 1, interrupted)
+    assert not [path.name for path in (folder.parent / "cache").iterdir() if not path.name.startswith("hashes-")]
+    assert not multiprocessing.active_children()
+    assert sorted(greys(load_pictures(config(folder, images={"workers": 2}), 1), range(COUNT))) == list(range(COUNT))
+
+
+def test_processes_that_decode_end_with_the_one_that_they_decode_for(tmp_path: Path) -> None:
+    """However that ends: by SIGKILL, it can say nothing to them."""
+    script = tmp_path / "script.py"
+    lines = [
+        "import multiprocessing, os, sys, time",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "from charrnn.data.images import begin_worker",
+        "if __name__ == '__main__':",
+        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), begin_worker)",
+        "    print(pool.submit(os.getpid).result(), flush=True)",
+        "    time.sleep(60)",
+    ]
+    script.write_text("\n".join(lines), encoding="utf-8")
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 0
+        process.kill()
+        assert process.stdout.read() == b""  # at once, for nobody who could write there is left

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from charrnn.checkpoint import Loaded, load_model, save_model
-from charrnn.config import Config, build_config
+from charrnn.config import Config, DecodingConfig, build_config
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.evaluation import measure
 from charrnn.finetuning import prepare
@@ -21,7 +21,7 @@ from charrnn.models.captioner import Captioner
 from charrnn.run_directory import RunDirectory
 from charrnn.sampling import evaluating
 from charrnn.tasks import load_task
-from charrnn.tasks.caption import Captioning, CaptionScores, Written
+from charrnn.tasks.caption import PREVIEWED, Captioning, CaptionScores, Written
 from charrnn.tasks.looking import Looking
 from charrnn.training import Trainer
 from tests.cli.learning import trained
@@ -368,3 +368,20 @@ def test_another_text_begins_with_fragments_of_its_own(asked: Captioning, tmp_pa
         assert torch.equal(own, kept)
     without = begun_with(loaded, config(tmp_path / "without", rows("-zh")[:24], {}), tmp_path / "run-without")
     assert without.fragments is None
+
+
+@pytest.mark.parametrize("given, length", [({}, 12), ({"max_length": 30}, 30)])
+def test_a_caption_without_an_end_is_cut_off_by_the_longest_that_was_learned_from(
+    tmp_path: Path, given: dict[str, int], length: int
+) -> None:
+    names = [name for name, _ in rows()[:9]]
+    written = [(name, "abcdefgh"[: 1 + i % 8]) for i, name in enumerate(names)]
+    settings = config(tmp_path, written, {}, val_fraction=0.0).model_copy(update={"decoding": DecodingConfig.model_validate(given)})
+    made = cast(Captioning, load_task(settings))
+    assert made.config.decoding.max_length == length
+    model = made.model()
+    with torch.no_grad():
+        model._decoder.head.bias[made.vocabulary.end] = -30.0
+    assert [len(line.partition("  (")[0]) for line in made.preview(model, torch.Generator()).splitlines()] == [length] * PREVIEWED
+    save_model(tmp_path / "m.safetensors", model, made.config, made.vocabulary, 1, {})
+    assert load_model(tmp_path / "m.safetensors").config.decoding.max_length == length
