@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from charrnn.config import CNNConfig
 from charrnn.errors import UserError, did_you_mean, short
-from charrnn.layers.vision import DEVIATION, MEAN
+from charrnn.layers.vision import DEVIATION, MEAN, MOMENTUM
 
 HEADS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call what they classify with …
 ASIDES = ("aux1", "aux2", "AuxLogits")  # … and what helps them to learn that
@@ -62,6 +62,10 @@ class Backbone(nn.Module):
         self.channels, self.places, self._numbers = self._probe(size)
         # Pixels of a side for each place: where halving a side some times gives as many places, that, for it is how most are made.
         self.reduction = next((r for r in (1 << k for k in range(13)) if self.places in (size // r, -(-size // r))), size // self.places)
+        for part in self.network.modules():
+            # MobileNet's running means are slow, for hundreds of thousands of steps; here they would long be what they began with.
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
+                part.momentum = max(part.momentum, MOMENTUM)
         _keep_buffers(self.network)
         if config.frozen:
             self.network.requires_grad_(False)

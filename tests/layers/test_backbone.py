@@ -98,6 +98,13 @@ def test_running_means_are_of_the_batches_seen_and_a_picture_alone_is_seen_as_af
     torch.testing.assert_close(alone, made.eval()(pictures(1)))
 
 
+def test_running_means_are_not_for_long_what_they_begin_with() -> None:
+    made = backbone(RESNET)
+    for _ in range(60):
+        learning = made(pictures(8), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(made.eval()(pictures(8)).mean(), learning.mean(), atol=0.05, rtol=0.1)
+
+
 def test_what_is_dropped_follows_from_the_generator_and_from_nothing_else() -> None:
     made = backbone(RESNET)
     with torch.no_grad():

@@ -24,7 +24,7 @@ class TinyResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(8)
         self.layer1 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.drop = nn.Dropout2d(0.1)
-        self.layer2 = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.layer2 = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16, momentum=0.0003), nn.ReLU(inplace=True))
         self.avgpool = nn.AdaptiveAvgPool2d(2)
         self.fc = nn.Linear(64, 10)
         if transform_input is not None:
