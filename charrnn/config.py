@@ -397,8 +397,31 @@ class CNNConfig(Section):
     width: Width = 32  # channels of the first stage; each has twice those of the one before
     stages: Annotated[int, Field(gt=0, le=8)] = 4  # each halves the sides of the grid, as the stem before them does
     blocks: Annotated[int, Field(gt=0, le=1000)] = 1  # of a stage, with two convolutions each
+    backbone: Text | None = None  # torchvision/NAME or timm/NAME instead: a network of theirs, where that package is installed …
+    weights: Text = "default"  # … begun with weights of theirs by name, with those it has as default, or none; --init-from has its own
+    frozen: bool = False  # the backbone learns nothing
     dropout: Fraction = 0.0  # of the picture's numbers, before the recurrence hears of them
     fragments: FragmentsConfig = FragmentsConfig()
+
+    @field_validator("backbone", mode="after")
+    @classmethod
+    def _of_a_package(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(torchvision|timm)/[\w.-]+", value):
+            raise ValueError(f"{short(value)} is not valid; expected torchvision/NAME or timm/NAME, such as torchvision/resnet18")
+        return value
+
+    @model_validator(mode="after")
+    def _one_network(self) -> CNNConfig:
+        ours = [key for key in ("width", "stages", "blocks") if getattr(self, key) != type(self).model_fields[key].default]
+        if self.backbone is not None and ours:
+            said = f"{ours[0]} {getattr(self, ours[0])} is of our own network, and backbone is {self.backbone}"
+            raise ValueError(f"{said}; leave one of them out")
+        if self.backbone is None and (self.frozen or self.weights != "default"):
+            said = "frozen: true" if self.frozen else f"weights: {self.weights}"
+            raise ValueError(f"{said} is of a backbone, and none is named; name one in backbone, or leave it out")
+        if self.frozen and self.weights.casefold() == "none":
+            raise ValueError("frozen: true keeps weights that nobody has trained, for weights is none; leave one of them out")
+        return self
 
 
 class ModelConfig(Section):
@@ -593,9 +616,10 @@ class Config(Section):
                     f"model.cnn.{said} is of a network that looks at pixels, and data.images.features: {features} says that others have "
                     "looked; leave one of them out"
                 )
-        if self.task == "caption" and features is None and self.data.images.size < 1 << (1 + self.model.cnn.stages):
+        cnn = self.model.cnn
+        if self.task == "caption" and features is None and cnn.backbone is None and self.data.images.size < 1 << (1 + cnn.stages):
             raise ValueError(
-                f"model.cnn.stages: {self.model.cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
+                f"model.cnn.stages: {cnn.stages} halve the sides of a picture to nothing, for data.images.size is "
                 f"{self.data.images.size}; lower the one or raise the other"
             )
         return self

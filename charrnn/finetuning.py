@@ -40,7 +40,7 @@ SHAPE = (
     "model.tied_embeddings", "model.layer_norm", "model.bigrams.max_size", "model.bigrams.size",
     "model.pyramid.levels", "model.pyramid.reduction", "model.decoder.hidden_size", "model.decoder.num_layers",
     "model.decoder.attention", "model.decoder.attention_size", "model.decoder.location_filters", "model.decoder.location_width",
-    "model.image_as", "model.cnn.width", "model.cnn.stages", "model.cnn.blocks",
+    "model.image_as", "model.cnn.backbone", "model.cnn.width", "model.cnn.stages", "model.cnn.blocks",
     *HEARD, *SEEN,
 )  # fmt: skip
 ANSWER = ("model.pooling", "model.crf")  # of what answers
@@ -152,4 +152,4 @@ def report(loaded: Loaded, corpus: Corpus, *, head: bool = True) -> str:
 
 
 def _said(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -167,15 +167,18 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
-        pairs = [(own, other) for own, other in zip(self.model.parameters(), model.parameters()) if other.is_floating_point()]
-        self._averaged: list[Tensor] = [own for own, _ in pairs]
-        self._followed: list[Tensor] = [other for _, other in pairs]
+        pairs = list(zip(self.model.parameters(), model.parameters()))
+        self._averaged: list[Tensor] = [own for own, other in pairs if other.is_floating_point()]
+        self._followed: list[Tensor] = [other for _, other in pairs if other.is_floating_point()]
+        self._counts = [(own, other) for own, other in pairs if not other.is_floating_point() and other.dim() == 0]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the weights after `step` steps. Early on the average is short, so that the first weights are soon forgotten."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averaged, self._followed, 1 - decay)
+        for own, other in self._counts:  # of batches that running means are of
+            own.copy_(other)
 
 
 @dataclass

@@ -43,7 +43,7 @@ from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
 from charrnn.tasks import load_task
-from charrnn.tasks.task import Settling, State, Task, chosen_by
+from charrnn.tasks.task import Pretrained, Settling, State, Task, chosen_by
 from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
@@ -132,6 +132,8 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     trainer = Trainer(task, run, reporter, device)
     if weights is not None:
         trainer.begin_with(weights)
+    elif state is None:
+        trainer.begin()
     if state is not None:
         trainer.resume(state)
         if ended := trainer.already_finished():
@@ -486,6 +488,13 @@ class Trainer:
             self.model.train()
             if _sizes(state["carried"]) != _sizes(carried):
                 raise ValueError("carried: not of the sizes that this model's state has")
+
+    def begin(self) -> None:
+        """Start from weights that others have trained, where the task asks for some. Raises UserError where they cannot be had."""
+        if isinstance(self.task, Pretrained):
+            self.task.begin(self.model)
+            if self.average:
+                copy_weights(dict(self.model.named_parameters()), self.average.model)
 
     def begin_with(self, loaded: Loaded) -> None:
         """Start from the weights of another model, for which `prepare` has made the configuration."""

@@ -54,7 +54,7 @@ LEFT = {
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
+    "cli": "run_directory config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }

@@ -484,6 +484,42 @@ def test_a_long_value_is_cut(tmp_path: Path) -> None:
     assert len(complaint(tmp_path, f"a0: &a0 x\n{bomb}\n{LEAST}seed: *a29")) < 600
 
 
+# Networks of other packages
+
+
+@pytest.mark.parametrize(
+    "cnn, message",
+    [
+        ("backbone: resnet18", "model.cnn.backbone: 'resnet18' is not valid; expected torchvision/NAME or timm/NAME, such as torchvision/"),
+        ("backbone: hub/resnet18", "model.cnn.backbone: 'hub/resnet18' is not valid; expected torchvision/NAME or timm/NAME"),
+        ("backbone: timm/../x", "model.cnn.backbone: 'timm/../x' is not valid"),
+        (
+            "backbone: timm/resnet18, width: 64",
+            "model.cnn: width 64 is of our own network, and backbone is timm/resnet18; leave one of them out",
+        ),
+        ("frozen: true", "model.cnn: frozen: true is of a backbone, and none is named; name one in backbone, or leave it out"),
+        ("weights: none", "model.cnn: weights: none is of a backbone, and none is named"),
+        (
+            "backbone: timm/resnet18, weights: none, frozen: true",
+            "model.cnn: frozen: true keeps weights that nobody has trained, for weights is none; leave one of them out",
+        ),
+    ],
+)
+def test_a_backbone_that_cannot_be_meant_is_refused(tmp_path: Path, cnn: str, message: str) -> None:
+    assert complaint(tmp_path, f"task: caption\n{LEAST}\nmodel: {{cnn: {{{cnn}}}}}").startswith(f"run.yaml: {message}")
+
+
+def test_a_backbone_is_of_captions_and_looks_at_pictures(tmp_path: Path) -> None:
+    text = f"{LEAST}\nmodel: {{cnn: {{backbone: timm/resnet18}}}}\n"
+    assert complaint(tmp_path, text).startswith("run.yaml: model.cnn.backbone: 'timm/resnet18' is of task caption, and task is lm")
+    features = "task: caption\ndata: {path: a, images: {features: 8}}\ntrain: {max_steps: 1}\nmodel: {cnn: {backbone: timm/resnet18}}\n"
+    expected = "run.yaml: model.cnn.backbone: timm/resnet18 is of a network that looks at pixels, and data.images.features: 8 says"
+    assert complaint(tmp_path, features).startswith(expected)
+    (tmp_path / "small.yaml").write_text(f"task: caption\n{text}")  # nor has our own network's size a say
+    small = load_config(tmp_path / "small.yaml", ["data.images.size=16"]).model.cnn
+    assert (small.backbone, small.weights, small.frozen) == ("timm/resnet18", "default", False)
+
+
 # Files that are no configuration
 
 

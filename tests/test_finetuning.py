@@ -433,7 +433,7 @@ def test_a_transcriber_takes_new_characters_and_hears_what_it_heard() -> None:
             {"model": {**SPEECH["model"], "pyramid": {"levels": 2}}},
             "model.pyramid.levels is 1 there and 2 here; set the same with --set model.pyramid.levels=1",
         ),
-        ({"data": {"path": "x", "audio": {"num_mels": 3, "top_db": 40}}}, "data.audio.top_db is None there and 40.0 here"),
+        ({"data": {"path": "x", "audio": {"num_mels": 3, "top_db": 40}}}, "data.audio.top_db is null there and 40.0 here"),
         ({"task": "lm", "model": {}, "data": {"path": "x"}}, "a model of task transcribe, which is made otherwise than one of task lm"),
     ],
 )

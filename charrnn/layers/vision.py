@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 16  # channels that are normalised together
+# Red, green and blue in the photographs of ImageNet, 0..1: what is subtracted, and by what is divided.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOMENTUM = 0.1  # of a batch in the running means
 WIDEST_RATIO, FARTHEST_SHIFT = 3.0, 5.0  # r_max and d_max of batch renormalisation
 SMALLEST = 1e-5  # is added to a variance
@@ -71,6 +73,14 @@ class ResidualCNN(nn.Module):
                 if isinstance(part, ResidualBlock):
                     nn.init.zeros_(part.conv2.weight)
 
+    def described(self) -> str:
+        """What it is made of, for a person."""
+        return f"CNN of {len(self.blocks)} residual blocks, {self.stem.out_channels} to {self.channels:,} channels"
+
+    def side(self, pixels: int) -> int:
+        """Places of a side of the grid of pictures of so many pixels a side."""
+        return -(-pixels // self.reduction)
+
     def numbers_kept(self, pictures: torch.Size) -> int:
         """About how many numbers backward needs of pictures (B, 3, H, H): of each block five grids, and the picture."""
         count, _, side, _ = pictures
@@ -83,9 +93,10 @@ class ResidualCNN(nn.Module):
             numbers += block.conv1.out_channels * side * side * 4
         return count * numbers
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, H) of numbers around 0 -> (B, C, Y, Y), Y = ⌈H / reduction⌉."""
-        x = pictures.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+    def forward(self, pictures: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 3, H, H) in 0..1 -> (B, C, Y, Y), Y = ⌈H / reduction⌉. Nothing is drawn."""
+        mean, deviation = (pictures.new_tensor(numbers).view(3, 1, 1) for numbers in (MEAN, DEVIATION))
+        x = ((pictures - mean) / deviation).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         grid: Tensor = F.relu(self.norm(self.blocks(self.stem(x))))
         return grid
 

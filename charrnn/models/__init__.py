@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from charrnn.config import Config
+from charrnn.layers.backbone import Backbone
 from charrnn.models.captioner import Captioner
 from charrnn.models.char_rnn import CharRNN
 from charrnn.models.transcriber import Transcriber
@@ -25,7 +26,7 @@ def _transcriber(config: Config, vocabulary_size: int, labels: int | None) -> Tr
 
 
 def _captioner(config: Config, vocabulary_size: int, labels: int | None) -> Captioner:
-    return Captioner(config.model, config.data.images.features, vocabulary_size)
+    return Captioner(config.model, config.data.images.features, vocabulary_size, config.data.images.size)
 
 
 BUILDERS: dict[str, Callable[[Config, int, int | None], Architecture]] = {
@@ -46,6 +47,8 @@ def build_architecture(config: Config, vocabulary_size: int, labels: int | None 
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are learned; a shared tensor counts once, and what no step moves does not."""
     frozen = {"mean", "deviation", "decision", "bigrams.keys", "norm.mean", "norm.variance"}
+    backbones = [(place, part) for place, part in model.named_modules() if isinstance(part, Backbone)]
+    frozen |= {f"{place}.{name}" for place, part in backbones for name in part.unlearned}
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in frozen)
 
 

@@ -10,28 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.config import CNNConfig, ModelConfig
+from charrnn.layers.backbone import PROBED, Backbone
 from charrnn.layers.dropout import dropout
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.layers.vision import ResidualCNN, Standardization
 from charrnn.models.speller import Encoded, Speller, Spelling
 from charrnn.models.teller import Teller, Telling, Told
 
-# Red, green and blue in the photographs of ImageNet, 0..1: what is subtracted, and by what is divided.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class ImageEncoder(nn.Module):
-    """Pictures to grids of numbers (Y², P, C): a row of the grid behind the other."""
+    """Pictures to grids of numbers (Y², P, C): a row of the grid behind the other. `size`: of the pictures, pixels of a side.
 
-    def __init__(self, config: CNNConfig) -> None:
+    Raises UserError where the backbone that is named cannot be had (Backbone).
+    """
+
+    def __init__(self, config: CNNConfig, size: int = PROBED) -> None:
         super().__init__()
-        self.cnn = ResidualCNN(config.width, config.stages, config.blocks)
+        self.cnn: ResidualCNN | Backbone = (
+            ResidualCNN(config.width, config.stages, config.blocks) if config.backbone is None else Backbone(config, size)
+        )
         self.channels = self.cnn.channels
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """(P, 3, H, H) in 0..1 -> (Y², P, C)."""
-        mean, deviation = (pictures.new_tensor(numbers).view(3, 1, 1) for numbers in (MEAN, DEVIATION))
-        grid: Tensor = self.cnn((pictures - mean) / deviation)  # (P, C, Y, Y)
+        grid: Tensor = self.cnn(pictures, generator=generator)  # (P, C, Y, Y)
         return grid.flatten(2).permute(2, 0, 1)
 
 
@@ -47,22 +49,23 @@ class Captioner(nn.Module):
     does not see the decoder cannot use.
     """
 
-    def __init__(self, config: ModelConfig, features: int | None, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, features: int | None, vocabulary_size: int, size: int = PROBED) -> None:
+        """`features`: numbers of a picture, where they are ready; `size`: pixels of a side, where they are not."""
         super().__init__()
-        self.encoder = ImageEncoder(config.cnn) if features is None else None
-        size = self.encoder.channels if self.encoder is not None else features or 0
+        self.encoder = ImageEncoder(config.cnn, size) if features is None else None
+        width = self.encoder.channels if self.encoder is not None else features or 0
         self.drop = config.cnn.dropout
-        self.size, self.norm = size, Standardization(size)
+        self.width, self.norm = width, Standardization(width)
         asked = config.cnn.fragments.count if self.encoder is not None else 0
-        self.fragments = nn.Linear(size, asked) if asked else None
+        self.fragments = nn.Linear(width, asked) if asked else None
         self.speller: Speller | None = None
         self.teller: Teller | None = None
         if config.image_as == "attention":
             sizes = {"hidden_size": config.hidden_size, "num_layers": config.num_layers, "attention": "additive"}
             decoder = config.decoder.model_copy(update=sizes)
-            self.speller = Speller(config.cell, size, vocabulary_size, config.embedding_size, decoder, config.dropout, config.backend)
+            self.speller = Speller(config.cell, width, vocabulary_size, config.embedding_size, decoder, config.dropout, config.backend)
         else:
-            self.teller = Teller(config, size, vocabulary_size)
+            self.teller = Teller(config, width, vocabulary_size)
 
     def recurrent_stacks(self) -> list[RecurrentStack]:
         return [self._decoder.recurrent]
@@ -75,11 +78,7 @@ class Captioner(nn.Module):
 
     def described(self) -> dict[str, str]:
         """What it is made of, for a person."""
-        size = self.size
-        if self.encoder is None:
-            return {"encoder": f"none, {size:,} features of a picture", "decoder": self._decoder.described()}
-        cnn = self.encoder.cnn
-        seen = f"CNN of {len(cnn.blocks)} residual blocks, {cnn.stem.out_channels} to {size:,} channels"
+        seen = f"none, {self.width:,} features of a picture" if self.encoder is None else self.encoder.cnn.described()
         return {"encoder": seen, "decoder": self._decoder.described()}
 
     def numbers_kept(self, inputs: torch.Size, targets: torch.Size, asked: int) -> int:
@@ -88,7 +87,7 @@ class Captioner(nn.Module):
         numbers = inputs.numel() if self.encoder is None else self.encoder.cnn.numbers_kept(inputs)
         if self.speller is not None:
             assert self.encoder is not None
-            places = (-(-inputs[-1] // self.encoder.cnn.reduction)) ** 2
+            places = self.encoder.cnn.side(inputs[-1]) ** 2
             return numbers + self.speller.numbers_kept(places, batch, characters)
         return numbers + self._teller.numbers_kept(batch, characters)
 
@@ -99,7 +98,7 @@ class Captioner(nn.Module):
 
     def encode(self, pictures: Tensor, *, generator: torch.Generator | None = None) -> Told | Encoded:
         """Pictures (P, 3, H, H) in 0..1, or ready features (P, J), as what is written of, a column a picture."""
-        seen = pictures.unsqueeze(0) if self.encoder is None else self.encoder(pictures)  # (S, P, J)
+        seen = pictures.unsqueeze(0) if self.encoder is None else self.encoder(pictures, generator=generator)  # (S, P, J)
         if self.speller is None:
             seen = seen.mean(0, keepdim=True)  # (1, P, J)
         seen = dropout(self.norm(seen), self.drop, locked=True, training=self.training, generator=generator)

@@ -71,9 +71,16 @@ def _library() -> tuple[Any, Any]:
 
 
 @functools.cache
+def _current() -> bool:
+    """Whether the library takes calls as they are made here: sources that were pulled and not installed have another one beside them."""
+    made = getattr(_library()[0], "charrnn_call_bytes", None)
+    return made is not None and made() == ctypes.sizeof(_Call)
+
+
+@functools.cache
 def instructions() -> tuple[str, ...]:
     """The instruction sets that this processor has kernels for, from least to most. () without the library."""
-    if library_path() is None:
+    if library_path() is None or not _current():
         return ()
     return tuple(name for number, name in enumerate(INSTRUCTIONS) if _library()[0].charrnn_has(number))
 
@@ -87,6 +94,8 @@ def refuses(request: Request) -> str | None:
         return f"it has no products in {str(request.autocast).removeprefix('torch.')}"
     if library_path() is None:
         return "it was not compiled when charrnn was installed; install a C++ compiler (g++ or clang++), then charrnn again"
+    if not _current():
+        return "it was compiled from other sources than these; install charrnn again"
     return None
 
 

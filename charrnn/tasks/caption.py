@@ -28,6 +28,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import decode
 from charrnn.device import seeded
 from charrnn.errors import DataError, UserError, counted, printable
+from charrnn.layers.backbone import Backbone
 from charrnn.metrics import Tally, bleu
 from charrnn.models.captioner import Captioner
 from charrnn.models.speller import Encoded
@@ -135,7 +136,15 @@ class Captioning:
         assert isinstance(model, Captioner)
         if model.fragments is not None:
             model.begin_fragments(self._fragments.shares)
+        if model.encoder is not None and isinstance(model.encoder.cnn, Backbone):
+            model.encoder.cnn.check()
         return model
+
+    def begin(self, model: nn.Module) -> None:
+        """With the weights of the backbone that is named, if any."""
+        assert isinstance(model, Captioner)
+        if model.encoder is not None and isinstance(model.encoder.cnn, Backbone):
+            model.encoder.cnn.begin()
 
     def batches(self, split: str, *, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Captions side by side, each picture once with all of them; of train each time a little different, as data.images.augment says."""

@@ -68,6 +68,14 @@ class Examining(Protocol):
 
 
 @runtime_checkable
+class Pretrained(Protocol):
+    """A task whose model may begin with weights that others have trained."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Put them in, where the configuration asks for them. Raises UserError where they cannot be had."""
+
+
+@runtime_checkable
 class Settling(Protocol):
     """A task that chooses by what a split showed how its model decides."""
 

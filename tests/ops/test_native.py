@@ -201,6 +201,13 @@ def test_without_its_library_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     recurrence("gru", case.x, case.state, case.weights)  # auto has others
 
 
+def test_a_library_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_current", lambda: False)
+    reason = "it was compiled from other sources than these; install charrnn again"
+    with pytest.raises(UnsupportedBackend, match=reason):
+        require("native", Request("gru"))
+
+
 POOLS = """
 import os, torch
 from charrnn.ops.recurrence import recurrence

@@ -171,6 +171,9 @@ void meet_others(Team& team) {
 // Whether this processor runs an instruction set, by its number in native.py.
 CHARRNN_EXPORT int charrnn_has(int64_t instructions) { return instructions < INSTRUCTIONS && has(instructions); }
 
+// By which Python sees that it and this library were made from the same sources.
+CHARRNN_EXPORT int64_t charrnn_call_bytes() { return sizeof(Call); }
+
 // Runs a call. Returns 0, or 1 where there was no memory.
 CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel, Threads team_size) {
     const Call& call = *given;
