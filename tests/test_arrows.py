@@ -54,8 +54,8 @@ LEFT = {
     "finetuning": "config data models checkpoint",
     "training": "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "run_directory config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
+    "cli": "config metrics device ops models tasks data checkpoint run_directory sampling constraints novelty training evaluation scoring "
+    "generation filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 

@@ -758,12 +758,12 @@ def test_plan(settings: Settings) -> None:
 
 def test_the_plan_names_text_and_backend(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 file), vocabulary" in training.plan(settings()).summary()
-    assert training.plan(settings()).summary().endswith("cpu in float32, backend fused")
-    assert training.plan(settings(model={"cell": "gru"})).summary().endswith("backend explicit")
+    assert training.plan(settings()).summary().endswith("cpu in float32, backend native")
+    assert training.plan(settings(model={"backend": "explicit", "cell": "gru"})).summary().endswith("backend explicit")
     assert training.plan(settings(model={"backend": "reference"})).summary().endswith("backend reference")
     listener = Listener()
     train(settings(max_steps=1), reporter=listener)
-    assert listener.notes[0].endswith("backend fused")
+    assert listener.notes[0].endswith("backend native")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "good.py").write_text("pass\n\nprint()\n" * 200)
     (tmp_path / "lib" / "broken.py").write_bytes(b"\xff\xfe\xff")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from charrnn.config import Config
-from charrnn.layers.backbone import Backbone
+from charrnn.models.backbone import Backbone
 from charrnn.models.captioner import Captioner
 from charrnn.models.char_rnn import CharRNN
 from charrnn.models.transcriber import Transcriber

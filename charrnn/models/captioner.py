@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.config import CNNConfig, ModelConfig
-from charrnn.layers.backbone import PROBED, Backbone
 from charrnn.layers.dropout import dropout
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.layers.vision import ResidualCNN, Standardization
+from charrnn.models.backbone import PROBED, Backbone
 from charrnn.models.speller import Encoded, Speller, Spelling
 from charrnn.models.teller import Teller, Telling, Told
 

@@ -64,6 +64,17 @@ def preference(request: Request) -> tuple[str, ...]:
     """Backends in the order in which `auto` tries them, fastest first where docs/performance.md has measured it."""
     if request.device != "cpu":
         return ("fused", "explicit", "reference")
+    return (("native",) if _native_is_fast(request) else ()) + _without_native(request)
+
+
+def _native_is_fast(request: Request) -> bool:
+    """Not in double precision, which has no vectors there, nor on a processor without AVX2, where nobody has measured it."""
+    from charrnn.ops import native
+
+    return request.dtype == torch.float32 and (not native.instructions() or native.instructions()[-1] != "plain")
+
+
+def _without_native(request: Request) -> tuple[str, ...]:
     # oneDNN has kernels for the LSTM, but for packed sequences none, and only packed does a ragged one say its c_n. PyTorch's
     # own GRU and RNN loops hand the BLAS a transposed matrix with few rows at every step, which costs them up to half of the machine.
     if request.cell == "lstm" and not (request.ragged and request.final_state):

@@ -28,8 +28,8 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.decoding import decode
 from charrnn.device import seeded
 from charrnn.errors import DataError, UserError, counted, printable
-from charrnn.layers.backbone import Backbone
 from charrnn.metrics import Tally, bleu
+from charrnn.models.backbone import Backbone
 from charrnn.models.captioner import Captioner
 from charrnn.models.speller import Encoded
 from charrnn.models.teller import Told

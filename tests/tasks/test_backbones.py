@@ -16,8 +16,8 @@ from charrnn.checkpoint import build_model, load_model, load_state
 from charrnn.config import Config
 from charrnn.errors import CheckpointError, UserError
 from charrnn.evaluation import measure
-from charrnn.layers.backbone import Backbone
 from charrnn.models import count_parameters
+from charrnn.models.backbone import Backbone
 from charrnn.models.captioner import Captioner
 from charrnn.run_directory import RunDirectory
 from charrnn.tasks import load_task

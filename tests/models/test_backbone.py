@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from charrnn.config import CNNConfig
 from charrnn.errors import UserError
-from charrnn.layers.backbone import Backbone
+from charrnn.models.backbone import Backbone
 from tests.foreign import forget, stand_in
 
 SIZE = 32
