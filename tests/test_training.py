@@ -673,9 +673,9 @@ def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         with Shards(task, model, count, precision=torch.float32, label_smoothing=0.1, scaler=scaler, seed=1) as shards:
             assert torch.get_num_threads() == (1 if count > 1 else 2)
-            first, _ = shards.gradients(windows[:2])
-            second, tally = shards.gradients(windows[2:])
-            found.append([*first, *second])
+            first, _, _ = shards.gradients(windows[:2])
+            second, tally, scale = shards.gradients(windows[2:])
+            found.append([gradient * scale.float() for gradient in [*first, *second]])
             carried.append(shards.carried())
         assert int(tally.count) == 2 * 72
         assert torch.get_num_threads() == 2
@@ -692,14 +692,14 @@ def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -
     with Shards(
         task, model, 1, precision=torch.float32, label_smoothing=0.0, scaler=torch.amp.GradScaler("cpu", enabled=False), seed=1
     ) as shards:
-        gradients, tally = shards.gradients(windows)
+        gradients, tally, scale = shards.gradients(windows)
     state, total = None, torch.zeros(())
     for window in windows:
         loss, _, state = task.loss(model, window, state and tuple(tuple(s.detach() for s in layer) for layer in state))
         total = total + loss
     assert int(tally.count) < 2 * 72
     expected = torch.autograd.grad(total / tally.count, list(model.parameters()))
-    torch.testing.assert_close(gradients, list(expected))
+    torch.testing.assert_close([gradient * scale.float() for gradient in gradients], list(expected))
 
 
 def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
@@ -707,7 +707,7 @@ def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
     task = load_task(settings())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with Shards(task, task.model(), 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
-        gradients, _ = shards.gradients([next(task.batches("train"))])
+        gradients, *_ = shards.gradients([next(task.batches("train"))])
     assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
 
 
@@ -1136,9 +1136,9 @@ def test_shards_of_batches_of_any_width_give_the_gradient_of_the_whole(fill: Set
     for count in (1, 3, 5):
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         with Shards(task, task.model(), count, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
-            narrow, first = shards.gradients(batches[:1])
-            both, second = shards.gradients(batches[:2])
-            found.append([gradient.to_dense() for gradient in [*narrow, *both]])
+            narrow, first, _ = shards.gradients(batches[:1])
+            both, second, scale = shards.gradients(batches[:2])
+            found.append([gradient.to_dense() * scale.float() for gradient in [*narrow, *both]])
             assert shards.carried() is None or shards.carried() == ()
         assert (int(first.count), int(second.count)) == tuple(
             sum(int((batch.targets >= 0).sum()) for batch in some) for some in (batches[:1], batches[:2])

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "native.h"
+#include "step_calls.h"
 
 #define CHARRNN_BYTES 16
 #define CHARRNN_TILES 0
@@ -11,5 +12,7 @@ namespace charrnn {
 #include "vectors.h"
 #include "products.h"
 #include "recurrence.h"
+#include "step.h"
 const Kernels plain_kernels = kernels;
+const StepKernels plain_step = step_kernels;
 }  // namespace charrnn

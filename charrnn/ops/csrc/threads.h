@@ -1,0 +1,69 @@
+// Work shared out among threads, and what holds inside each of them.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define CHARRNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace charrnn {
+namespace {
+
+// Numbers too small for the exponent cost a hundred cycles each; inside a call they are 0, and the thread's own setting comes back.
+class Flushed {
+  public:
+#if defined(__x86_64__)
+    Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    ~Flushed() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#elif defined(__aarch64__)
+    Flushed() {
+        asm volatile("mrs %0, fpcr" : "=r"(before_));
+        asm volatile("msr fpcr, %0" ::"r"(before_ | (1ull << 24)));
+    }
+    ~Flushed() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+  private:
+    uint64_t before_;
+#endif
+};
+
+// GNU OpenMP's own entry, found by the caller in the copy that PyTorch runs on, so that its threads are the ones that work here.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+template <class Work> struct Shared {
+    const Work& work;
+    std::atomic<int64_t> next{0};
+    int64_t count;
+    void take() {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+    }
+};
+
+// work(0), …, work(count - 1), each once, on at most `threads` threads, of which the caller's is one.
+template <class Work> void share(Parallel parallel, int64_t threads, int64_t count, const Work& work) {
+    Shared<Work> shared{work, {0}, count};
+    threads = std::min(threads, count);
+    if (threads <= 1) {
+        shared.take();
+    } else if (parallel) {
+        parallel([](void* data) { static_cast<Shared<Work>*>(data)->take(); }, &shared, (unsigned)threads, 0);
+    } else {
+        std::vector<std::thread> helpers;
+        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { shared.take(); });
+        shared.take();
+        for (auto& helper : helpers) helper.join();
+    }
+}
+
+}  // namespace
+}  // namespace charrnn
