@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charrnn.ops.step import SoftmaxSums, has_softmax, softmax_
+from charrnn.ops.step import SoftmaxSums, has_head, has_softmax, head, softmax_
 
 # Rows of a chunk. Each chunk adds to the weight's gradient, which costs as much whatever its rows, and oneDNN's product of the weight's
 # gradient falls from 840 to 500 GFLOP/s between 512 and 4,096 rows. Measured: docs/performance.md.
@@ -79,27 +79,13 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype
     ) -> tuple[Tensor, ...]:
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        gradient = wants_x or wants_weight or wants_bias
-        d_x = torch.empty_like(x) if wants_x else None
-        d_weight: Tensor | None = None
+        wants: tuple[bool, bool, bool] = tuple(ctx.needs_input_grad[:3])
         with torch.autocast(x.device.type, enabled=False):
-            sums = _Native(x, weight, bias, product) if has_softmax(product, x.device) else _Torch(x, weight, bias, product)
-            matrix = weight.to(product)
-            for some in chunks(*(x.size(0), weight.size(0))):
-                rows = x[some].to(product)  # (R, W)
-                d_logits = sums.take(rows, matrix, targets[some], ignore_index, smoothing, gradient)  # (R, K)
-                if d_x is not None:
-                    d_x[some] = d_logits @ matrix
-                if wants_weight:
-                    part = d_logits.t() @ rows  # (K, W)
-                    d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
-            if wants_weight and d_weight is None:  # there was no row
-                d_weight = torch.zeros_like(weight)
-            loss, nats, correct, asked = sums.found(smoothing)
-        ctx.save_for_backward(d_x, d_weight, sums.d_bias if wants_bias else None)
-        ctx.mark_non_differentiable(nats, correct, asked)
-        return loss, nats, correct, asked
+            compute = _in_tiles if has_head(x, weight, product) else _by_torch
+            sums, *gradients = compute(x, weight, bias, targets, ignore_index, smoothing, product, wants)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -111,10 +97,49 @@ class _Chunked(torch.autograd.Function):
         return *found, None, None, None, None
 
 
+Found = tuple[tuple[Tensor, ...], Tensor | None, Tensor | None, Tensor | None]  # the sums of CrossEntropy; gradients of x, weight, bias
+Wants = tuple[bool, bool, bool]  # which of the gradients
+
+
+def _in_tiles(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype, wants: Wants
+) -> Found:
+    """All of it in C++."""
+    rows = max((some.stop - some.start for some in chunks(x.size(0), weight.size(0))), default=1)
+    found = head(x, weight, bias, targets, chunk=rows, ignored=ignore_index, smoothing=smoothing, wants=wants)
+    return _tensors(found.sums, smoothing), found.d_x, found.d_weight, found.d_bias
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype, wants: Wants
+) -> Found:
+    """The products are PyTorch's; what is between them is C++ where that can be."""
+    d_x = torch.empty_like(x) if wants[0] else None
+    d_weight: Tensor | None = None
+    sums = _Native(weight, bias, product) if has_softmax(product, x.device) else _Torch(x, bias, product)
+    matrix = weight.to(product)
+    for some in chunks(x.size(0), weight.size(0)):
+        rows = x[some].to(product)  # (R, W)
+        d_logits = sums.take(rows, matrix, targets[some], ignore_index, smoothing, any(wants))  # (R, K)
+        if d_x is not None:
+            d_x[some] = d_logits @ matrix
+        if wants[1]:
+            part = d_logits.t() @ rows  # (K, W)
+            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+    if wants[1] and d_weight is None:  # there was no row
+        d_weight = torch.zeros_like(weight)
+    return sums.found(smoothing), d_x, d_weight, sums.d_bias if wants[2] else None
+
+
+def _tensors(sums: SoftmaxSums, smoothing: float) -> tuple[Tensor, ...]:
+    loss = torch.tensor(sums.nats + smoothing * sums.others)
+    return loss, torch.tensor(sums.nats, dtype=torch.float64), torch.tensor(sums.correct), torch.tensor(sums.asked)
+
+
 class _Native:
     """The sums, and a chunk's pass over its logits, in C++. The logits of all chunks take turns in one piece of memory."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
         self._bias = None if bias is None else bias.float().contiguous()
         self.d_bias = None if self._bias is None else torch.zeros_like(self._bias)
         self._logits = torch.empty(0, dtype=product)
@@ -137,15 +162,13 @@ class _Native:
         return logits
 
     def found(self, smoothing: float) -> tuple[Tensor, ...]:
-        sums = self._sums
-        loss = torch.tensor(sums.nats + smoothing * sums.others)
-        return loss, torch.tensor(sums.nats, dtype=torch.float64), torch.tensor(sums.correct), torch.tensor(sums.asked)
+        return _tensors(self._sums, smoothing)
 
 
 class _Torch:
     """The same in PyTorch's operations, for every device and dtype."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
+    def __init__(self, x: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
         self._bias = None if bias is None else bias.to(product)
         self._real = torch.float32 if product == torch.bfloat16 else product
         self.d_bias = None if bias is None else torch.zeros_like(bias)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from charrnn.ops.native import INSTRUCTIONS, _library, instructions
 
+BLOCK = 32  # rows and columns of a product that stay in tiles
 _PRECISIONS = (torch.float32, torch.bfloat16)  # as csrc/native.h counts them
 
 
@@ -24,9 +25,19 @@ class _Softmax(ctypes.Structure):
     """csrc/step_calls.h has the meaning, as of the others."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("precision", "rows", "classes", "ignored", "gradient", "threads", "instructions")),
+        *((name, ctypes.c_int64) for name in ("precision", "rows", "classes", "stride", "ignored", "gradient", "threads", "instructions")),
         ("smoothing", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("logits", "bias", "targets", "d_bias")),
+        *((name, ctypes.c_double) for name in ("nats", "others")),
+        *((name, ctypes.c_int64) for name in ("correct", "count")),
+    ]
+
+
+class _Head(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "features", "classes", "chunk", "ignored", "threads", "instructions")),
+        ("smoothing", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "targets", "d_x", "d_weight", "d_bias")),
         *((name, ctypes.c_double) for name in ("nats", "others")),
         *((name, ctypes.c_int64) for name in ("correct", "count")),
     ]
@@ -84,6 +95,7 @@ def softmax_(
         precision=_PRECISIONS.index(logits.dtype),
         rows=logits.size(0),
         classes=logits.size(1),
+        stride=logits.size(1),
         ignored=ignored,
         gradient=gradient,
         threads=torch.get_num_threads(),
@@ -97,6 +109,58 @@ def softmax_(
     if library.charrnn_softmax(ctypes.byref(call), parallel):
         raise IndexError(f"a target lies outside 0..{logits.size(1) - 1}")
     return SoftmaxSums(call.nats, call.others, call.correct, call.count)
+
+
+def has_head(x: Tensor, weight: Tensor, product: torch.dtype) -> bool:
+    """Whether `head` can take these: on a processor with AMX, and a number of features that fills its tiles."""
+    single = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    if not single or product != torch.bfloat16 or x.size(1) % BLOCK or not instructions():
+        return False
+    return bool(_library()[0].charrnn_has_head(INSTRUCTIONS.index(instructions()[-1])))
+
+
+class Head(NamedTuple):
+    sums: SoftmaxSums
+    d_x: Tensor | None
+    d_weight: Tensor | None
+    d_bias: Tensor | None
+
+
+def head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    chunk: int,
+    ignored: int,
+    smoothing: float,
+    wants: tuple[bool, bool, bool],
+) -> Head:
+    """The cross-entropy of x (R, W) through a head of K classes, summed, and its gradients, products in bfloat16 and sums in float32.
+
+    `chunk`: rows whose logits are there at once, rounded up to a multiple of 32. `wants`: which gradients, of x, weight and bias; the
+    others are None. The rest is that of softmax_. Raises IndexError for a target that is no class, and MemoryError.
+    """
+    library, parallel = _library()
+    (rows, features), classes = x.shape, weight.size(0)
+    d_x = x.new_empty(_whole_blocks(rows), features) if wants[0] else None
+    d_weight = x.new_empty(_whole_blocks(classes), features) if wants[1] else None
+    d_bias = x.new_zeros(classes) if wants[2] else None
+    held = [None if tensor is None else tensor.contiguous() for tensor in (x, weight, bias, targets, d_x, d_weight, d_bias)]
+    numbers = (rows, features, classes, _whole_blocks(chunk), ignored, torch.get_num_threads(), INSTRUCTIONS.index(instructions()[-1]))
+    call = _Head(*numbers, smoothing, *(None if tensor is None else tensor.data_ptr() for tensor in held))
+    failed = library.charrnn_head(ctypes.byref(call), parallel)
+    if failed == 1:
+        raise IndexError(f"a target lies outside 0..{classes - 1}")
+    if failed:
+        raise MemoryError(f"no memory for a head of {classes} classes over {features} features")
+    sums = SoftmaxSums(call.nats, call.others, call.correct, call.count)
+    return Head(sums, None if d_x is None else d_x[:rows], None if d_weight is None else d_weight[:classes], d_bias)
+
+
+def _whole_blocks(count: int) -> int:
+    return -(-count // BLOCK) * BLOCK
 
 
 class AdamTensor(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -82,8 +83,8 @@ def found(of: Callable[..., CrossEntropy], case: Problem, smoothing: float, scal
     return sums, list(torch.autograd.grad(sums.loss * scale, case.leaves()))
 
 
-# Fewer classes than a vector has lanes, whole and broken vectors, several pieces of rows.
-SHAPES = [(1, 1, 1), (7, 5, 3), (70, 8, 16), (150, 9, 65), (33, 4, 200)]
+# Fewer classes than a vector has lanes, whole and broken vectors, several pieces of rows; then as many features as fill tiles.
+SHAPES = [(1, 1, 1), (7, 5, 3), (70, 8, 16), (150, 9, 65), (33, 4, 200), (1, 32, 1), (95, 96, 33), (1100, 64, 130)]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -103,7 +104,7 @@ def test_it_is_the_cross_entropy_of_the_logits(shape: tuple[int, int, int], bias
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.usefixtures("way", "small_chunks")
+@pytest.mark.usefixtures("way", "threads", "small_chunks")
 def test_bfloat16_products_are_as_near_as_those_of_autocast(shape: tuple[int, int, int], smoothing: float) -> None:
     case = problem(*shape)
     exact_sums, exact = found(stock, case, smoothing)
@@ -130,22 +131,25 @@ def test_gradients_in_float64(smoothing: float) -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_what_needs_no_gradient_gets_none() -> None:
-    case = problem(20, 4, 6)
-    with torch.no_grad():
-        assert not linear_cross_entropy(*case).loss.requires_grad
-    _, expected = found(stock, case, 0.0)
-    for k, leaf in enumerate(case.leaves()):
-        x, weight, bias = (t if t is leaf else t.detach() for t in case.leaves())
-        alone = Problem(x, weight, bias, case.targets)
-        (got,) = torch.autograd.grad(linear_cross_entropy(*alone).loss, leaf)
-        torch.testing.assert_close(got, expected[k], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_needs_no_gradient_gets_none(bf16: bool) -> None:
+    case = problem(20, 32, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad():
+            assert not linear_cross_entropy(*case).loss.requires_grad
+        whole, expected = found(linear_cross_entropy, case, 0.0)
+        for k, leaf in enumerate(case.leaves()):
+            x, weight, bias = (t if t is leaf else t.detach() for t in case.leaves())
+            alone = linear_cross_entropy(x, weight, bias, case.targets)
+            (got,) = torch.autograd.grad(alone.loss, leaf)
+            assert torch.equal(got, expected[k]) and torch.equal(alone.loss.detach(), whole.loss.detach())
 
 
 @pytest.mark.usefixtures("way")
 def test_rows_that_nobody_asks_for_and_no_rows_at_all() -> None:
-    for case in (problem(9, 4, 6)._replace(targets=torch.full((9,), IGNORED)), problem(0, 4, 6)):
-        sums, gradients = found(linear_cross_entropy, case, 0.1)
+    for case, bf16 in product((problem(9, 32, 6)._replace(targets=torch.full((9,), IGNORED)), problem(0, 32, 6)), (False, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            sums, gradients = found(linear_cross_entropy, case, 0.1)
         assert (sums.loss.item(), float(sums.nats), int(sums.correct), int(sums.asked)) == (0, 0, 0, 0)
         assert not any(gradient.any() for gradient in gradients)
 
@@ -180,9 +184,10 @@ def test_tied_to_an_embedding_the_weight_gets_both_gradients() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_it_refuses_aloud() -> None:
-    case = problem(6, 4, 5)
-    with pytest.raises(IndexError):
-        linear_cross_entropy(case.x, case.weight, case.bias, torch.full((6,), 5))
+    case = problem(6, 32, 5)
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), pytest.raises(IndexError):
+            linear_cross_entropy(case.x, case.weight, case.bias, torch.full((6,), 5))
     with pytest.raises(ValueError, match=r"targets \(5,\); expected \(N, W\), \(K, W\) and \(N,\)"):
         linear_cross_entropy(case.x, case.weight, case.bias, case.targets[:5])
     with pytest.raises(ValueError, match=r"bias has shape \(4,\); expected \(5,\)"):
@@ -198,19 +203,21 @@ def test_chunks_are_of_like_size_and_small_vocabularies_take_one() -> None:
 
 
 PEAK = """
-import resource, torch
+import resource, sys, torch
 from charrnn.ops.linear_cross_entropy import linear_cross_entropy
 torch.set_num_threads(1)
-x, weight = torch.randn(4096, 16, requires_grad=True), torch.randn(6000, 16, requires_grad=True)
-linear_cross_entropy(x[:8], weight, None, torch.zeros(8, dtype=torch.int64)).loss.backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-linear_cross_entropy(x, weight, None, torch.arange(4096)).loss.backward()
+x, weight = torch.randn(4096, 32, requires_grad=True), torch.randn(6000, 32, requires_grad=True)
+with torch.autocast("cpu", torch.bfloat16, enabled=sys.argv[1] == "True"):
+    linear_cross_entropy(x[:8], weight, None, torch.zeros(8, dtype=torch.int64)).loss.backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    linear_cross_entropy(x, weight, None, torch.arange(4096)).loss.backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss has another unit")
-def test_logits_of_many_classes_are_never_whole_in_memory() -> None:
-    """4,096 rows of 6,000 classes are 96 MiB in float32, of which PyTorch makes three or four."""
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 48 * 1024  # KiB
+@pytest.mark.parametrize("bf16", [False, True])
+def test_logits_of_many_classes_are_never_whole_in_memory(bf16: bool) -> None:
+    """4,096 rows of 6,000 classes are 94 MiB in float32, of which PyTorch makes three or four, and in bfloat16 47."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(bf16)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32 * 1024  # KiB

@@ -24,8 +24,9 @@ namespace charrnn {
 #include "products.h"
 #include "recurrence.h"
 #include "step.h"
+#include "head.h"
 const Kernels amx_kernels = kernels;
-const StepKernels amx_step = step_kernels;
+const StepKernels amx_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn
 
 #if defined(__clang__)

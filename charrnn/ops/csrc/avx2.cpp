@@ -21,8 +21,9 @@ namespace charrnn {
 #include "products.h"
 #include "recurrence.h"
 #include "step.h"
+#include "head.h"
 const Kernels avx2_kernels = kernels;
-const StepKernels avx2_step = step_kernels;
+const StepKernels avx2_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn
 
 #if defined(__clang__)

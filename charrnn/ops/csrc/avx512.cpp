@@ -22,8 +22,9 @@ namespace charrnn {
 #include "products.h"
 #include "recurrence.h"
 #include "step.h"
+#include "head.h"
 const Kernels avx512_kernels = kernels;
-const StepKernels avx512_step = step_kernels;
+const StepKernels avx512_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn
 
 #if defined(__clang__)

@@ -59,15 +59,6 @@ bool has(int64_t instructions) {
 #endif
 }
 
-struct Free {
-    void operator()(char* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-Memory aligned(size_t bytes) {
-    return Memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-}
-
 }  // namespace
 
 // Whether this processor runs an instruction set, by its number in native.py.

@@ -13,6 +13,7 @@ namespace charrnn {
 #include "products.h"
 #include "recurrence.h"
 #include "step.h"
+#include "head.h"
 const Kernels plain_kernels = kernels;
-const StepKernels plain_step = step_kernels;
+const StepKernels plain_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn

@@ -23,28 +23,94 @@ struct Piece {
     int64_t tensor, first, last;
 };
 
-}  // namespace
+// Whether all targets are classes or nobody's.
+bool known(const int64_t* targets, int64_t count, int64_t classes, int64_t ignored) {
+    return std::all_of(targets, targets + count, [&](int64_t target) { return target == ignored || (target >= 0 && target < classes); });
+}
 
-// Runs a softmax. The sums are added in the order of the rows, whoever found them. Returns 0, or 1 for a target that is no class.
-CHARRNN_EXPORT int charrnn_softmax(Softmax* given, Parallel parallel) {
-    Softmax& call = *given;
-    for (int64_t row = 0; row < call.rows; ++row)
-        if (call.targets[row] != call.ignored && (call.targets[row] < 0 || call.targets[row] >= call.classes)) return 1;
-    const auto run = call.precision == BF16 ? kernels_of[call.instructions]->softmax_bf16 : kernels_of[call.instructions]->softmax_fp32;
+// The sums are added in the order of the rows, whoever found them.
+void run(Softmax& call, Parallel pool) {
+    const auto softmax = call.precision == BF16 ? kernels_of[call.instructions]->softmax_bf16 : kernels_of[call.instructions]->softmax_fp32;
     const int64_t pieces = (call.rows + ROWS - 1) / ROWS, classes = call.classes;
     std::vector<SoftmaxSums> sums(pieces);
     std::vector<float> d_bias(call.gradient ? pieces * classes : 0);
-    share(parallel, call.threads, pieces, [&](int64_t piece) {
+    share(pool, call.threads, pieces, [&](int64_t piece) {
         const Flushed flushed;
         std::vector<float> scratch(classes);
         const int64_t first = piece * ROWS, last = std::min(call.rows, first + ROWS);
-        sums[piece] = run(call, first, last, scratch.data(), call.gradient ? d_bias.data() + piece * classes : nullptr);
+        sums[piece] = softmax(call, first, last, scratch.data(), call.gradient ? d_bias.data() + piece * classes : nullptr);
     });
     for (int64_t piece = 0; piece < pieces; ++piece) {
         call.nats += sums[piece].nats, call.others += sums[piece].others;
         call.correct += sums[piece].correct, call.count += sums[piece].count;
         if (call.gradient && call.d_bias)
             for (int64_t i = 0; i < classes; ++i) call.d_bias[i] += d_bias[piece * classes + i];
+    }
+}
+
+int64_t whole_blocks(int64_t count) { return (count + 31) / 32 * 32; }
+
+}  // namespace
+
+// Returns 0, or 1 for a target that is no class.
+CHARRNN_EXPORT int charrnn_softmax(Softmax* given, Parallel parallel) {
+    if (!known(given->targets, given->rows, given->classes, given->ignored)) return 1;
+    run(*given, parallel);
+    return 0;
+}
+
+// Whether an instruction set has a head.
+CHARRNN_EXPORT int charrnn_has_head(int64_t instructions) { return kernels_of[instructions]->head.pack != nullptr; }
+
+// Returns 0, 1 for a target that is no class, 2 where there was no memory.
+CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel) {
+    Head& call = *given;
+    const HeadKernels& kernels = kernels_of[call.instructions]->head;
+    if (!known(call.targets, call.rows, call.classes, call.ignored)) return 1;
+    const int64_t features = call.features, most = std::min(call.chunk, whole_blocks(call.rows)), group = 512;
+    HeadMemory memory = {};
+    memory.classes = whole_blocks(call.classes);
+    const int64_t panels = memory.classes / 32;
+    // Where there are few classes the features are shared out too, so that no thread waits for another's panel.
+    const int64_t parts = panels >= 4 * call.threads ? 1 : std::min<int64_t>(features / 32, 4);
+    const int64_t sizes[] = {memory.classes * features, memory.classes * features, most * features, most * features, most * memory.classes};
+    uint16_t** const places[] = {&memory.by_class, &memory.by_feature, &memory.x, &memory.x_pairs, &memory.logits};
+    Memory held[5];
+    for (int i = 0; i < 5; ++i) {
+        held[i] = aligned(std::max<int64_t>(64, sizes[i] * 2));
+        if (!held[i]) return 2;
+        *places[i] = reinterpret_cast<uint16_t*>(held[i].get());
+    }
+    share(parallel, call.threads, panels, [&](int64_t panel) { kernels.pack(call, memory, panel); });
+    for (memory.first = 0; memory.first < call.rows; memory.first += most) {
+        memory.count = std::min(most, call.rows - memory.first);
+        memory.rows = whole_blocks(memory.count);
+        const int64_t groups = (memory.rows + group - 1) / group;
+        share(parallel, call.threads, memory.rows / 32, [&](int64_t block) { kernels.rows(call, memory, block); });
+        share(parallel, call.threads, panels * groups, [&](int64_t item) {
+            const int64_t first = item % groups * group;
+            kernels.logits(call, memory, item / groups, first, std::min(memory.rows, first + group));
+        });
+        const bool gradient = call.d_x || call.d_weight || call.d_bias;
+        Softmax softmax = {};
+        softmax.precision = BF16, softmax.rows = memory.count, softmax.classes = call.classes, softmax.stride = memory.classes;
+        softmax.ignored = call.ignored, softmax.gradient = gradient, softmax.threads = call.threads, softmax.instructions = call.instructions;
+        softmax.smoothing = call.smoothing, softmax.logits = memory.logits, softmax.bias = call.bias;
+        softmax.targets = call.targets + memory.first, softmax.d_bias = call.d_bias;
+        run(softmax, parallel);
+        call.nats += softmax.nats, call.others += softmax.others, call.correct += softmax.correct, call.count += softmax.count;
+        if (call.d_x) {
+            const int64_t some = std::min(group, whole_blocks((memory.rows + call.threads - 1) / call.threads));
+            share(parallel, call.threads, (memory.rows + some - 1) / some,
+                  [&](int64_t item) { kernels.d_x(call, memory, item * some, std::min(memory.rows, (item + 1) * some)); });
+        }
+        if (call.d_weight)
+            share(parallel, call.threads, panels * parts, [&](int64_t item) {
+                std::vector<uint16_t> scratch(memory.rows * 32 + 32);  // whole lines of the cache begin somewhere in it
+                uint16_t* turned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / 2;
+                const int64_t part = item % parts, blocks = features / 32;
+                kernels.d_weight(call, memory, item / parts, blocks * part / parts * 32, blocks * (part + 1) / parts * 32, turned);
+            });
     }
     return 0;
 }

@@ -103,7 +103,7 @@ template <class Elem> SoftmaxSums softmax(const Softmax& call, int64_t first, in
     double product = 1;  // of some rows' sums of exponentials, each in 1 … classes: one logarithm does for all of them
     int64_t multiplied = 0;
     for (int64_t row = first; row < last; ++row) {
-        Elem* logits = static_cast<Elem*>(call.logits) + row * classes;
+        Elem* logits = static_cast<Elem*>(call.logits) + row * call.stride;
         float* kept = scratch;
         if constexpr (sizeof(Elem) == 4) kept = logits;
         const int64_t target = call.targets[row];
@@ -197,7 +197,5 @@ void adam(const Adam& call, const AdamTensor& of, const AdamFactors& by, int64_t
         }
     });
 }
-
-constexpr StepKernels step_kernels = {softmax<float>, softmax<uint16_t>, squares, adam};
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -63,6 +65,15 @@ template <class Work> void share(Parallel parallel, int64_t threads, int64_t cou
         shared.take();
         for (auto& helper : helpers) helper.join();
     }
+}
+
+struct Free {
+    void operator()(char* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<char, Free>;
+
+Memory aligned(size_t bytes) {
+    return Memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
 }
 
 }  // namespace
