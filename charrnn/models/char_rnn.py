@@ -22,6 +22,7 @@ from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.models.beginning import begin_head, begin_inputs
 from charrnn.ops.cells import State
+from charrnn.ops.linear_cross_entropy import logits_at_once
 
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
@@ -94,9 +95,11 @@ class CharRNN(nn.Module):
         return {"model": f"{stack.cell}, {stack.num_layers} × {stack.hidden_size}, embedding {self.embedding.embedding_dim}"}
 
     def numbers_kept(self, inputs: torch.Size, targets: torch.Size, asked: int) -> int:
-        """About how many numbers backward needs of inputs (T, B) and of `asked` answers; the head keeps its logits and their gradients."""
+        """About how many numbers backward needs of inputs (T, B) and of `asked` answers, and the head of logits and their gradients."""
         char = 2 * self.recurrent.input_size + self.recurrent.num_layers * self.recurrent.numbers_kept()
-        return math.prod(inputs) * char + asked * 4 * self.head.out_features
+        whole = self.pooling is not None or self.crf is not None or self.decision is not None  # labels: their logits are looked at again
+        logits = asked * 4 * self.head.out_features if whole else logits_at_once(asked, self.head.out_features)
+        return math.prod(inputs) * char + asked * self.head.in_features + logits
 
     def forward(
         self,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from charrnn.ops.step import SoftmaxSums, has_head, has_softmax, head, softmax_
 
-# Rows of a chunk. Each chunk adds to the weight's gradient, which costs as much whatever its rows, and oneDNN's product of the weight's
-# gradient falls from 840 to 500 GFLOP/s between 512 and 4,096 rows. Measured: docs/performance.md.
+# Rows of a chunk: each chunk reads and writes the weight's gradient once more, which costs as much whatever its rows. Measured, with what
+# others cost: docs/performance.md, "A training step by part".
 CHUNK_ROWS = 512
 CHUNK_LOGITS = 1 << 20  # with few classes a chunk has more rows
 
@@ -74,6 +74,11 @@ def chunks(rows: int, classes: int) -> list[slice]:
     return [slice(rows * k // count, rows * (k + 1) // count) for k in range(count)]
 
 
+def logits_at_once(rows: int, classes: int) -> int:
+    """How many logits are in memory at most."""
+    return max((classes * (some.stop - some.start) for some in chunks(rows, classes)), default=0)
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -105,7 +110,7 @@ def _in_tiles(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype, wants: Wants
 ) -> Found:
     """All of it in C++."""
-    rows = max((some.stop - some.start for some in chunks(x.size(0), weight.size(0))), default=1)
+    rows = logits_at_once(x.size(0), weight.size(0)) // weight.size(0)
     found = head(x, weight, bias, targets, chunk=rows, ignored=ignore_index, smoothing=smoothing, wants=wants)
     return _tensors(found.sums, smoothing), found.d_x, found.d_weight, found.d_bias
 

@@ -114,7 +114,7 @@ def softmax_(
 def has_head(x: Tensor, weight: Tensor, product: torch.dtype) -> bool:
     """Whether `head` can take these: on a processor with AMX, and a number of features that fills its tiles."""
     single = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if not single or product != torch.bfloat16 or x.size(1) % BLOCK or not instructions():
+    if not single or product != torch.bfloat16 or x.size(0) == 0 or x.size(1) % BLOCK or not instructions():
         return False
     return bool(_library()[0].charrnn_has_head(INSTRUCTIONS.index(instructions()[-1])))
 
