@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--cell", choices=CELLS, default="lstm")
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), nargs="+", default=["auto", "native"])
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), nargs="+", help="auto, and on a CPU native too")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -220,7 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
-    args.device = str(device)
+    args.device, args.backend = str(device), args.backend or ["auto", *(["native"] if device.type == "cpu" else [])]
     precision = resolve_precision(args.precision, device)
     peers = {"stock fp32": torch.float32} | ({"stock bf16": torch.bfloat16} if precision == torch.bfloat16 else {})
     shapes = (

@@ -119,14 +119,16 @@ def _by_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype, wants: Wants
 ) -> Found:
     """The products are PyTorch's; what is between them is C++ where that can be."""
-    d_x = torch.empty_like(x) if wants[0] else None
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants[0] else None
     d_weight: Tensor | None = None
     sums = _Native(weight, bias, product) if has_softmax(product, x.device) else _Torch(x, bias, product)
     matrix = weight.to(product)
     for some in chunks(x.size(0), weight.size(0)):
         rows = x[some].to(product)  # (R, W)
         d_logits = sums.take(rows, matrix, targets[some], ignore_index, smoothing, any(wants))  # (R, K)
-        if d_x is not None:
+        if d_x is not None and d_x.dtype == product:
+            torch.mm(d_logits, matrix, out=d_x[some])
+        elif d_x is not None:
             d_x[some] = d_logits @ matrix
         if wants[1]:
             part = d_logits.t() @ rows  # (K, W)
