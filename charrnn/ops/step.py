@@ -89,7 +89,7 @@ def softmax_(
 
     Raises IndexError for a target that is no class.
     """
-    library, parallel = _library()
+    library, openmp = _library()
     assert logits.is_contiguous() and targets.is_contiguous() and targets.dtype == torch.int64
     call = _Softmax(
         precision=_PRECISIONS.index(logits.dtype),
@@ -106,7 +106,7 @@ def softmax_(
         targets=targets.data_ptr(),
         d_bias=None if d_bias is None else d_bias.data_ptr(),
     )
-    if library.charrnn_softmax(ctypes.byref(call), parallel):
+    if library.charrnn_softmax(ctypes.byref(call), *openmp):
         raise IndexError(f"a target lies outside 0..{logits.size(1) - 1}")
     return SoftmaxSums(call.nats, call.others, call.correct, call.count)
 
@@ -142,7 +142,7 @@ def head(
     `chunk`: rows whose logits are there at once, rounded up to a multiple of 32. `wants`: which gradients, of x, weight and bias; the
     others are None. The rest is that of softmax_. Raises IndexError for a target that is no class, and MemoryError.
     """
-    library, parallel = _library()
+    library, openmp = _library()
     (rows, features), classes = x.shape, weight.size(0)
     d_x = x.new_empty(_whole_blocks(rows), features) if wants[0] else None
     d_weight = x.new_empty(_whole_blocks(classes), features) if wants[1] else None
@@ -150,7 +150,7 @@ def head(
     held = [None if tensor is None else tensor.contiguous() for tensor in (x, weight, bias, targets, d_x, d_weight, d_bias)]
     numbers = (rows, features, classes, _whole_blocks(chunk), ignored, torch.get_num_threads(), INSTRUCTIONS.index(instructions()[-1]))
     call = _Head(*numbers, smoothing, *(None if tensor is None else tensor.data_ptr() for tensor in held))
-    failed = library.charrnn_head(ctypes.byref(call), parallel)
+    failed = library.charrnn_head(ctypes.byref(call), *openmp)
     if failed == 1:
         raise IndexError(f"a target lies outside 0..{classes - 1}")
     if failed:
@@ -206,7 +206,7 @@ def adam_(
     The gradients count `scale` times, and then as much less as it takes for a norm of at most `max_norm`; they are left as they are.
     The averages go the share `follow` of the way to the new weights. Returns the norm before it was cut, NaN where a gradient is.
     """
-    library, parallel = _library()
+    library, openmp = _library()
     described = (_AdamTensor * len(tensors))(*(_described(tensor) for tensor in tensors))
     call = _Adam(
         count=len(tensors),
@@ -222,7 +222,7 @@ def adam_(
         scale=scale,
         tensors=described,
     )
-    library.charrnn_adam(ctypes.byref(call), parallel)
+    library.charrnn_adam(ctypes.byref(call), *openmp)
     return float(call.norm)
 
 

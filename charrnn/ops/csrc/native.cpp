@@ -3,9 +3,12 @@
 #include "native.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -59,14 +62,54 @@ bool has(int64_t instructions) {
 #endif
 }
 
+// work(0, team), …, work(count - 1, team), each by a team of `parts` threads; by one where there are not as many.
+template <class Work> void share_teams(const OpenMP& pool, int64_t count, int64_t parts, const Work& work) {
+    std::atomic<int64_t> next{0};
+    std::vector<int64_t> arrivals(count * 8);  // a cache line each
+    on_threads(pool, count * parts, [&](int64_t threads) {
+        if (threads == count * parts) {
+            const int64_t mine = next.fetch_add(1);
+            Team team{mine % parts, parts, &arrivals[mine / parts * 8], 0};
+            work(mine / parts, team);
+        } else {
+            for (int64_t i; (i = next.fetch_add(1)) < count;) {
+                Team alone;
+                work(i, alone);
+            }
+        }
+    });
+}
+
+// What a core's own cache holds, in bytes.
+size_t cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (found > 0) return (size_t)found;
+#endif
+    return 1 << 20;
+}
+
 }  // namespace
+
+// The others are a few microseconds behind, or have no core: then the one they wait for gets this one's.
+void meet_others(Team& team) {
+    const int64_t all = ++team.meetings * team.parts;
+    if (__atomic_add_fetch(team.arrivals, 1, __ATOMIC_ACQ_REL) >= all) return;
+    for (int spins = 0; __atomic_load_n(team.arrivals, __ATOMIC_ACQUIRE) < all; ++spins) {
+        if (spins > 20000) std::this_thread::yield();
+#if defined(__x86_64__)
+        else _mm_pause();
+#endif
+    }
+}
 
 // Whether this processor runs an instruction set, by its number in native.py.
 CHARRNN_EXPORT int charrnn_has(int64_t instructions) { return instructions < INSTRUCTIONS && has(instructions); }
 
 // Runs a call. Returns 0, or 1 where there was no memory.
-CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel) {
+CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel, Threads team_size) {
     const Call& call = *given;
+    const OpenMP pool{parallel, team_size};
     const Kernels& kernels = *kernels_of[call.precision == FP64 ? PLAIN : call.instructions];
     const size_t number = call.precision == FP64 ? 8 : 4;
     const int64_t blocks = call.cell == LSTM || call.cell == GRU ? 4 : 1;
@@ -76,7 +119,11 @@ CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel) {
     std::iota(order.begin(), order.end(), 0);
     if (call.lengths)
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return call.lengths[a] > call.lengths[b]; });
-    const int64_t items = std::max<int64_t>(1, std::min(call.threads, call.batch));
+    // A team shares the recurrent matrix where it would fill a core's cache, the columns are shared among teams.
+    const size_t packed_bytes = kernels.packed_bytes(call);
+    const int64_t panels = kernels.panels(call);
+    const int64_t parts = std::max<int64_t>(1, std::min({call.threads, panels, (int64_t)(packed_bytes / (cache_bytes() * 3 / 5)) + 1}));
+    const int64_t items = std::max<int64_t>(1, std::min(call.threads / parts, call.batch));
     std::vector<int64_t> columns;
     std::vector<Item> work;
     columns.reserve(call.batch);
@@ -91,14 +138,14 @@ CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel) {
         at += count;
     }
 
-    const size_t scratch_bytes = (kernels.scratch_bytes(call, (call.batch + items - 1) / items) + 4095) / 4096 * 4096;
-    const Memory packed = aligned(kernels.packed_bytes(call)), scratch = aligned(scratch_bytes * items);
+    const size_t scratch_bytes = (kernels.scratch_bytes(call, (call.batch + items - 1) / items, parts) + 4095) / 4096 * 4096;
+    const Memory packed = aligned(packed_bytes), scratch = aligned(scratch_bytes * items);
     const Memory d_bias = aligned(blocks * call.hidden * number * items);
     if (!packed || !scratch || !d_bias) return 1;
-    share(parallel, call.threads, kernels.panels(call), [&](int64_t panel) { kernels.pack(call, packed.get(), panel); });
-    share(parallel, call.threads, items, [&](int64_t item) {
+    share(pool, call.threads, panels, [&](int64_t panel) { kernels.pack(call, packed.get(), panel); });
+    share_teams(pool, items, parts, [&](int64_t item, Team& team) {
         const Flushed flushed;
-        kernels.run(call, packed.get(), work[item], scratch.get() + item * scratch_bytes, d_bias.get() + item * blocks * call.hidden * number);
+        kernels.run(call, packed.get(), work[item], scratch.get() + item * scratch_bytes, d_bias.get() + item * blocks * call.hidden * number, team);
     });
     if (call.backward) {
         const auto add = [&](auto* total, const auto* parts) {
@@ -110,6 +157,29 @@ CHARRNN_EXPORT int charrnn_run(const Call* given, Parallel parallel) {
         if (call.precision == FP64) add(static_cast<double*>(call.d_bias), reinterpret_cast<const double*>(d_bias.get()));
         else add(static_cast<float*>(call.d_bias), reinterpret_cast<const float*>(d_bias.get()));
     }
+    if (!call.backward || !(call.d_weight_ih || call.d_weight_hh)) return 0;
+
+    std::vector<int64_t> terms;
+    terms.reserve(call.steps * call.batch);
+    for (int64_t t = 0; t < call.steps; ++t)
+        for (int64_t column = 0; column < call.batch; ++column)
+            if (!call.lengths || t < call.lengths[column]) terms.push_back(t * call.batch + column);
+    if (terms.empty()) {
+        const int64_t gates = call.cell == GRU ? 3 : blocks;
+        if (call.d_weight_ih) std::memset(call.d_weight_ih, 0, gates * call.hidden * call.inputs * number);
+        if (call.d_weight_hh) std::memset(call.d_weight_hh, 0, gates * call.hidden * call.hidden * number);
+        return 0;
+    }
+    const int64_t rows = blocks * call.hidden, share_of_rows = ((rows + call.threads - 1) / call.threads + 31) / 32 * 32;
+    const int64_t shares = (rows + share_of_rows - 1) / share_of_rows;
+    const size_t bytes = (kernels.weights_scratch_bytes(call, share_of_rows) + 4095) / 4096 * 4096;
+    const Memory packs = aligned(bytes * shares);
+    if (!packs) return 1;
+    share(pool, call.threads, shares, [&](int64_t i) {
+        const Flushed flushed;
+        const int64_t first = i * share_of_rows, end = std::min(rows, first + share_of_rows);
+        kernels.weights(call, terms.data(), (int64_t)terms.size(), first, end, packs.get() + i * bytes);
+    });
     return 0;
 }
 

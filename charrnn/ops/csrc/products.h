@@ -183,6 +183,50 @@ __attribute__((noinline)) void product_amx(const uint16_t* a, int64_t a_stride, 
         _tile_stored(1, c_second + (vectors - 1) * 16, c_bytes);
     }
 }
+
+// Half of the panel, which stays in the first-level cache, for all rows, then the other half.
+__attribute__((noinline)) void add_product_amx(const uint16_t* a, int64_t a_stride, const Cut& how, int64_t rows, const uint16_t* panel,
+                                                      int64_t k_size, float* c, bool fresh) {
+    constexpr int64_t bytes = 256, step = 16 * 4 * 32;
+    const int64_t a_bytes = 2 * a_stride;
+    __asm__ volatile("" ::: "memory");
+    for (int v = 0; v < 2; ++v)
+        for (int64_t row = 0; row < rows; row += how.rows) {
+            const uint16_t *first = a + row * a_stride, *second = first + how.tile * a_stride, *b = panel + v * 64;
+            float *to = c + row * 64 + v * 32, *to_second = to + how.tile * 64;
+            if (fresh) {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            } else {
+                _tile_loadd(0, to, bytes);
+                _tile_loadd(1, to + 16, bytes);
+                _tile_loadd(2, to_second, bytes);
+                _tile_loadd(3, to_second + 16, bytes);
+            }
+            const float* later = to + how.rows * 64;  // the sums of the next rows: they come from far away
+            for (int64_t k = 0; k < k_size; k += 32, b += step) {
+                for (int i = 0; i < 2 && !fresh && later < to + 2 * how.rows * 64; ++i, later += 64) {
+                    __builtin_prefetch(later);
+                    __builtin_prefetch(later + 16);
+                }
+                _tile_loadd(4, first + k, a_bytes);
+                _tile_loadd(6, b, bytes);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, b + 32, bytes);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, second + k, a_bytes);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, bytes);
+            _tile_stored(1, to + 16, bytes);
+            _tile_stored(2, to_second, bytes);
+            _tile_stored(3, to_second + 16, bytes);
+        }
+    __asm__ volatile("" ::: "memory");
+}
 #endif
 
 template <class Elem> inline void begin(const Cut& how) {
@@ -209,6 +253,27 @@ inline void product(const Cut& how, const Elem* a, int64_t a_stride, int rows, c
     for (int i = 0; i < rows; i += how.tile) {
         const int some = rows - i < how.tile ? rows - i : how.tile;
         tile_of<vectors, tile_rows(vectors)>(some, a + i * a_stride, a_stride, panel, k_size, c + i * vectors * lanes<Real>);
+    }
+}
+
+// C (rows, 4 · lanes) += A (rows, K) · panel, for as many rows as there are; `fresh`: C is still to begin. C has whole blocks of rows.
+template <class Elem>
+void add_product(const Cut& how, const Elem* a, int64_t a_stride, int64_t rows, const Elem* panel, int64_t k_size,
+                 typename State<Elem>::Real* c, bool fresh, typename State<Elem>::Real* products) {
+    using Real = typename State<Elem>::Real;
+    constexpr int width = lanes<Real>, vectors = 4;
+#ifdef CHARRNN_AMX
+    if constexpr (sizeof(Elem) == 2) {
+        (void)products;
+        return add_product_amx(a, a_stride, how, rows, panel, k_size, c, fresh);
+    }
+#endif
+    for (int64_t row = 0; row < rows; row += how.rows) {
+        const int these = (int)(rows - row < how.rows ? rows - row : how.rows);
+        product<vectors>(how, a + row * a_stride, a_stride, these, panel, k_size, products);
+        Real* to = c + row * vectors * width;
+        for (int i = 0; i < these * vectors; ++i)
+            store(to + i * width, fresh ? load(products + i * width) : load(to + i * width) + load(products + i * width));
     }
 }
 

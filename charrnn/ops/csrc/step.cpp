@@ -29,7 +29,7 @@ bool known(const int64_t* targets, int64_t count, int64_t classes, int64_t ignor
 }
 
 // The sums are added in the order of the rows, whoever found them.
-void run(Softmax& call, Parallel pool) {
+void run(Softmax& call, const OpenMP& pool) {
     const auto softmax = call.precision == BF16 ? kernels_of[call.instructions]->softmax_bf16 : kernels_of[call.instructions]->softmax_fp32;
     const int64_t pieces = (call.rows + ROWS - 1) / ROWS, classes = call.classes;
     std::vector<SoftmaxSums> sums(pieces);
@@ -53,9 +53,9 @@ int64_t whole_blocks(int64_t count) { return (count + 31) / 32 * 32; }
 }  // namespace
 
 // Returns 0, or 1 for a target that is no class.
-CHARRNN_EXPORT int charrnn_softmax(Softmax* given, Parallel parallel) {
+CHARRNN_EXPORT int charrnn_softmax(Softmax* given, Parallel parallel, Threads team_size) {
     if (!known(given->targets, given->rows, given->classes, given->ignored)) return 1;
-    run(*given, parallel);
+    run(*given, {parallel, team_size});
     return 0;
 }
 
@@ -63,7 +63,8 @@ CHARRNN_EXPORT int charrnn_softmax(Softmax* given, Parallel parallel) {
 CHARRNN_EXPORT int charrnn_has_head(int64_t instructions) { return kernels_of[instructions]->head.pack != nullptr; }
 
 // Returns 0, 1 for a target that is no class, 2 where there was no memory.
-CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel) {
+CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel, Threads team_size) {
+    const OpenMP pool{parallel, team_size};
     Head& call = *given;
     const HeadKernels& kernels = kernels_of[call.instructions]->head;
     if (!known(call.targets, call.rows, call.classes, call.ignored)) return 1;
@@ -81,13 +82,13 @@ CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel) {
         if (!held[i]) return 2;
         *places[i] = reinterpret_cast<uint16_t*>(held[i].get());
     }
-    share(parallel, call.threads, panels, [&](int64_t panel) { kernels.pack(call, memory, panel); });
+    share(pool, call.threads, panels, [&](int64_t panel) { kernels.pack(call, memory, panel); });
     for (memory.first = 0; memory.first < call.rows; memory.first += most) {
         memory.count = std::min(most, call.rows - memory.first);
         memory.rows = whole_blocks(memory.count);
         const int64_t groups = (memory.rows + group - 1) / group;
-        share(parallel, call.threads, memory.rows / 32, [&](int64_t block) { kernels.rows(call, memory, block); });
-        share(parallel, call.threads, panels * groups, [&](int64_t item) {
+        share(pool, call.threads, memory.rows / 32, [&](int64_t block) { kernels.rows(call, memory, block); });
+        share(pool, call.threads, panels * groups, [&](int64_t item) {
             const int64_t first = item % groups * group;
             kernels.logits(call, memory, item / groups, first, std::min(memory.rows, first + group));
         });
@@ -97,15 +98,15 @@ CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel) {
         softmax.ignored = call.ignored, softmax.gradient = gradient, softmax.threads = call.threads, softmax.instructions = call.instructions;
         softmax.smoothing = call.smoothing, softmax.logits = memory.logits, softmax.bias = call.bias;
         softmax.targets = call.targets + memory.first, softmax.d_bias = call.d_bias;
-        run(softmax, parallel);
+        run(softmax, pool);
         call.nats += softmax.nats, call.others += softmax.others, call.correct += softmax.correct, call.count += softmax.count;
         if (call.d_x) {
             const int64_t some = std::min(group, whole_blocks((memory.rows + call.threads - 1) / call.threads));
-            share(parallel, call.threads, (memory.rows + some - 1) / some,
+            share(pool, call.threads, (memory.rows + some - 1) / some,
                   [&](int64_t item) { kernels.d_x(call, memory, item * some, std::min(memory.rows, (item + 1) * some)); });
         }
         if (call.d_weight)
-            share(parallel, call.threads, panels * parts, [&](int64_t item) {
+            share(pool, call.threads, panels * parts, [&](int64_t item) {
                 std::vector<uint16_t> scratch(memory.rows * 32 + 32);  // whole lines of the cache begin somewhere in it
                 uint16_t* turned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / 2;
                 const int64_t part = item % parts, blocks = features / 32;
@@ -116,7 +117,8 @@ CHARRNN_EXPORT int charrnn_head(Head* given, Parallel parallel) {
 }
 
 // One step of Adam on gradients that are scaled, and then scaled down to a norm of at most max_norm. What the norm was goes to call.norm.
-CHARRNN_EXPORT int charrnn_adam(Adam* given, Parallel parallel) {
+CHARRNN_EXPORT int charrnn_adam(Adam* given, Parallel parallel, Threads team_size) {
+    const OpenMP pool{parallel, team_size};
     Adam& call = *given;
     const StepKernels& kernels = *kernels_of[call.instructions];
     std::vector<Piece> pieces;
@@ -125,7 +127,7 @@ CHARRNN_EXPORT int charrnn_adam(Adam* given, Parallel parallel) {
             pieces.push_back({tensor, first, std::min(call.tensors[tensor].size, first + NUMBERS)});
     const int64_t count = (int64_t)pieces.size();
     std::vector<double> squares(count);
-    share(parallel, call.threads, count, [&](int64_t i) {
+    share(pool, call.threads, count, [&](int64_t i) {
         const Flushed flushed;
         squares[i] = kernels.squares(call.tensors[pieces[i].tensor].gradients + pieces[i].first, pieces[i].last - pieces[i].first);
     });
@@ -139,7 +141,7 @@ CHARRNN_EXPORT int charrnn_adam(Adam* given, Parallel parallel) {
         const double step = *call.tensors[tensor].step += 1;
         factors[tensor] = {call.rate / (1 - std::pow(call.beta1, step)), 1 / std::sqrt(1 - std::pow(call.beta2, step))};
     }
-    share(parallel, call.threads, count, [&](int64_t i) {
+    share(pool, call.threads, count, [&](int64_t i) {
         const Flushed flushed;
         kernels.adam(call, call.tensors[pieces[i].tensor], factors[pieces[i].tensor], pieces[i].first, pieces[i].last);
     });

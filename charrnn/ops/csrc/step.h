@@ -127,7 +127,7 @@ template <class Elem> SoftmaxSums softmax(const Softmax& call, int64_t first, in
         }
         F exponentials = F{};
         by_vectors(classes, [&](int64_t i, auto full, int64_t n) {
-            const F e = exp2_bounded((load_at(kept + i, full, n, lowest) - highest) * log2e);
+            const F e = exp2_bounded<false>((load_at(kept + i, full, n, lowest) - highest) * log2e);
             exponentials += full.is ? e : first_of(e, n);
             if (call.gradient) store_at(kept + i, e, full, n);
         });

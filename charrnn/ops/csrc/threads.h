@@ -1,4 +1,4 @@
-// Work shared out among threads, and what holds inside each of them.
+// Work shared out among threads, what holds inside each of them, and memory for it.
 #pragma once
 
 #include <algorithm>
@@ -42,29 +42,36 @@ class Flushed {
 // GNU OpenMP's own entry, found by the caller in the copy that PyTorch runs on, so that its threads are the ones that work here.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-template <class Work> struct Shared {
-    const Work& work;
-    std::atomic<int64_t> next{0};
-    int64_t count;
-    void take() {
-        for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
-    }
+using Threads = int (*)();
+struct OpenMP {
+    Parallel parallel;
+    Threads threads;  // how many run what `parallel` began: it may give fewer than were asked for
 };
 
-// work(0), …, work(count - 1), each once, on at most `threads` threads, of which the caller's is one.
-template <class Work> void share(Parallel parallel, int64_t threads, int64_t count, const Work& work) {
-    Shared<Work> shared{work, {0}, count};
-    threads = std::min(threads, count);
+// run(so many threads), on each of at most `threads` threads, of which the caller's is one.
+template <class Run> void on_threads(const OpenMP& pool, int64_t threads, const Run& run) {
     if (threads <= 1) {
-        shared.take();
-    } else if (parallel) {
-        parallel([](void* data) { static_cast<Shared<Work>*>(data)->take(); }, &shared, (unsigned)threads, 0);
+        run(1);
+    } else if (pool.parallel && pool.threads) {
+        struct Data {
+            const Run& run;
+            Threads threads;
+        } data{run, pool.threads};
+        pool.parallel([](void* given) { static_cast<Data*>(given)->run(static_cast<Data*>(given)->threads()); }, &data, (unsigned)threads, 0);
     } else {
         std::vector<std::thread> helpers;
-        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { shared.take(); });
-        shared.take();
+        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { run(threads); });
+        run(threads);
         for (auto& helper : helpers) helper.join();
     }
+}
+
+// work(0), …, work(count - 1), each once.
+template <class Work> void share(const OpenMP& pool, int64_t threads, int64_t count, const Work& work) {
+    std::atomic<int64_t> next{0};
+    on_threads(pool, std::min(threads, count), [&](int64_t) {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+    });
 }
 
 struct Free {
