@@ -74,9 +74,10 @@ class Shards:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def gradients(self, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally]:
-        """The gradient by each parameter of the mean loss over all that the windows ask, and their tally.
+    def gradients(self, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally, Tensor]:
+        """The gradient by each parameter of the loss, and the windows' tally.
 
+        With them what the gradients still have to be multiplied by, a scalar, to be those of the mean over all that the windows ask.
         The windows follow one another; the state is carried through them and on to the next call.
         """
         shards = range(len(self._carried))
@@ -86,10 +87,8 @@ class Shards:
             results = [job.result() for job in [self._pool.submit(self._run, k, windows) for k in shards]]
         tally = sum((found for _, found in results), Tally.zero(self._device))
         gradients = _sum([some for some, _ in results if some])  # in fixed order, so that it is the same in every run
-        # Each was divided by the characters read; the mean is over those that were asked.
-        values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
-        torch._foreach_mul_(values, (_chars(windows) / tally.count.clamp(min=1)).to(values[0].dtype))
-        return gradients, tally
+        # Where each was divided by the characters read: the mean is over those that were asked.
+        return gradients, tally, self._divisor(windows) / tally.count.clamp(min=1)
 
     def _run(self, k: int, windows: Sequence[Batch]) -> tuple[list[Tensor], Tally]:
         """The group's part of the gradients; [] where no window has columns for it."""
@@ -104,11 +103,16 @@ class Shards:
                 loss, found, self._carried[k] = self._task.loss(
                     self._model, part, carry(self._carried[k], part), generator=self._generators[k], label_smoothing=self._label_smoothing
                 )
-            # Divided first, so that the scale of fp16 meets numbers of order one.
-            new = torch.autograd.grad(self._scaler.scale(loss / _chars(windows)), self._parameters)
+            if self._scaler.is_enabled():
+                loss = self._scaler.scale(loss / self._divisor(windows))
+            new = torch.autograd.grad(loss, self._parameters)
             gradients = _sum([gradients, new]) if gradients else _own(new)
             tally = tally + found
         return gradients, tally
+
+    def _divisor(self, windows: Sequence[Batch]) -> int:
+        """What losses are divided by before they are differentiated: the scale of fp16 has to meet numbers of order one."""
+        return sum(window.chars for window in windows) if self._scaler.is_enabled() else 1
 
     def _part(self, batch: Batch, k: int) -> Batch:
         if len(self._carried) == 1:
@@ -176,7 +180,3 @@ def _sum(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
             if gradient.is_sparse:
                 total[k] = (total[k] + gradient).coalesce()
     return total
-
-
-def _chars(windows: Sequence[Batch]) -> int:
-    return sum(window.chars for window in windows)

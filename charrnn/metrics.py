@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from charrnn.errors import UserError
+from charrnn.ops.linear_cross_entropy import CrossEntropy
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Tally:
         """`nats`, a sum, and answers beside their targets, of which those below 0 were not asked."""
         asked = targets >= 0
         return cls(nats.detach().to(sum_dtype(nats.device)), asked.sum(), ((answers == targets) & asked).sum())
+
+    @classmethod
+    def of_sums(cls, found: CrossEntropy) -> Tally:
+        return cls(found.nats.to(sum_dtype(found.nats.device)), found.asked, found.correct)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.nats + other.nats, self.count + other.count, self.correct + other.correct)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from charrnn.config import TrainConfig
 from charrnn.errors import short
+from charrnn.ops.step import AdamTensor, adam_, has_adam
 
 
 class Adam(torch.optim.Adam):
@@ -35,11 +36,44 @@ class Adam(torch.optim.Adam):
             if overflown is None or not overflown:
                 self._step_rows(table, gradient.coalesce(), group)
 
-    def _step_rows(self, table: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
+    def in_one_pass(
+        self, gradients: Sequence[Tensor], *, scale: float, max_norm: float, averages: Mapping[Tensor, Tensor] | None, follow: float
+    ) -> float | None:
+        """A step on gradients of all parameters, in their order, times `scale` and clipped, that reads and writes each number once.
+
+        `averages`: of some parameters, which go the share `follow` of the way to the new weights. Returns the norm before it was clipped;
+        None, with nothing done, where the library or what it takes is missing. There are no gradients in the parameters themselves.
+        """
+        tensors: list[AdamTensor] = []
+        settings = self.param_groups[0]  # groups differ in their weight decay alone
+        decays = [(parameter, group["weight_decay"]) for group in self.param_groups for parameter in group["params"]]
+        for (parameter, decay), gradient in zip(decays, gradients):
+            state, lying = self._state_of(parameter), _lying_as(parameter, gradient)
+            average = None if averages is None else averages[parameter]
+            tensors.append(AdamTensor(parameter.data, lying, state["exp_avg"], state["exp_avg_sq"], average, state["step"], decay))
+        if not has_adam(tensors):
+            return None
+        return adam_(
+            tensors,
+            rate=float(settings["lr"]),
+            betas=settings["betas"],
+            epsilon=settings["eps"],
+            decoupled=settings["decoupled_weight_decay"],
+            scale=scale,
+            max_norm=max_norm,
+            follow=follow,
+        )
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What it remembers of a parameter, as PyTorch's fused Adam begins it."""
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+    def _step_rows(self, table: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self._state_of(table)
         state["step"] += 1
         beta1, beta2 = group["betas"]
         rows, g = gradient.indices()[0], gradient.values()  # (R,), (R, size)
@@ -75,17 +109,60 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def give(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows.
-
-    A dense one comes to lie in memory as its parameter does, as `backward` itself sees to: torch's fused optimizers read both as they
-    lie, and that of a convolution over channels_last lies in another order.
-    """
+    """Set the gradients of the next step; a sparse one becomes dense where the optimizer knows no rows."""
     for parameter, gradient in zip(parameters, gradients):
         if gradient.is_sparse and not isinstance(optimizer, Adam):
             gradient = gradient.to_dense()
-        if not gradient.is_sparse and gradient.stride() != parameter.stride():
-            gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
-        parameter.grad = gradient
+        parameter.grad = _lying_as(parameter, gradient)
+
+
+def _lying_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """A dense gradient comes to lie in memory as its parameter does, as `backward` itself sees to: fused optimizers read both as they
+    lie, and that of a convolution over channels_last lies in another order."""
+    if gradient.is_sparse or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+
+
+def advance(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
+    scale: Tensor,
+    *,
+    max_norm: float,
+    scaler: torch.amp.GradScaler,
+    average: Average | None = None,
+    step: int = 0,
+) -> Tensor:
+    """One step on gradients times `scale`, clipped to `max_norm`, and after it the `average`, for which it is the `step`th.
+
+    Adam on a CPU passes over memory once, others several times. Returns the norm before it was clipped. The gradients are used up.
+    """
+    if isinstance(optimizer, Adam) and not scaler.is_enabled() and gradients[0].device.type == "cpu":
+        by_parameter = dict(zip(parameters, gradients))
+        norm = optimizer.in_one_pass(
+            [by_parameter[parameter] for group in optimizer.param_groups for parameter in group["params"]],
+            scale=float(scale),
+            max_norm=max_norm,
+            averages=average.averaged if average else None,
+            follow=average.share(step) if average else 0.0,
+        )
+        if norm is not None:
+            if average:
+                average.update(step, parameters)
+            return torch.tensor(norm, dtype=torch.float32)
+    values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+    torch._foreach_mul_(values, scale.to(values[0].dtype))
+    give(optimizer, parameters, gradients)
+    scaler.unscale_(optimizer)
+    total = clip([p.grad for p in parameters if p.grad is not None], max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if average:
+        average.update(step)
+    return total
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -168,15 +245,19 @@ class Average:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
         pairs = list(zip(self.model.parameters(), model.parameters()))
-        self._averaged: list[Tensor] = [own for own, other in pairs if other.is_floating_point()]
-        self._followed: list[Tensor] = [other for _, other in pairs if other.is_floating_point()]
+        self.averaged: dict[Tensor, Tensor] = {other: own.data for own, other in pairs if other.is_floating_point()}  # of each weight
         self._counts = [(own, other) for own, other in pairs if not other.is_floating_point() and other.dim() == 0]
 
+    def share(self, step: int) -> float:
+        """How far it goes towards the weights after `step` steps. Early on it is short, so that the first weights are soon forgotten."""
+        return 1 - min(self._decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Follow the weights after `step` steps. Early on the average is short, so that the first weights are soon forgotten."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averaged, self._followed, 1 - decay)
+    def update(self, step: int, but: Sequence[Tensor] = ()) -> None:
+        """Follow the weights after `step` steps, all `but` some that have been followed."""
+        followed = [weight for weight in self.averaged if not any(weight is other for other in but)]
+        if followed:
+            torch._foreach_lerp_([self.averaged[weight] for weight in followed], followed, self.share(step))
         for own, other in self._counts:  # of batches that running means are of
             own.copy_(other)
 

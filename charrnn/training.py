@@ -38,7 +38,7 @@ from charrnn.gradients import Shards
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.novelty import keep_text
-from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, clip, give, load_optimizer
+from charrnn.optimization import Average, LossWatch, Schedule, advance, build_optimizer, load_optimizer
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe
@@ -277,19 +277,15 @@ class Trainer:
         counters, settings = self.counters, self.settings
         self.learning_rate = settings.learning_rate * counters.learning_rate_scale * self.schedule.factor(self.progress(), counters.step)
         windows = [self._next_window() for _ in range(settings.accumulate)]
-        gradients, tally = self.shards.gradients(windows)
-        give(self.optimizer, self.parameters, gradients)
-        self.scaler.unscale_(self.optimizer)
-        self.grad_norm = clip([p.grad for p in self.parameters if p.grad is not None], settings.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        gradients, tally, scale = self.shards.gradients(windows)
         counters.step += 1
         counters.chars += sum(window.chars for window in windows)
-        if self.average:
-            self.average.update(counters.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.grad_norm = advance(
+            self.optimizer, self.parameters, gradients, scale,
+            max_norm=settings.max_grad_norm, scaler=self.scaler, average=self.average, step=counters.step,
+        )  # fmt: skip
         self.since_report, self.since_look = self.since_report + tally, self.since_look + tally
         self.unseen += 1
         self.pace_seconds += time.perf_counter() - started

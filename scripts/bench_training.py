@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """Characters per second in training: charrnn against a plain PyTorch loop of the same shapes, run in turn.
 
-The machine's speed drifts, so the two alternate, round by round, and medians are compared. Both read the same text with
-the same model, optimizer, clipping, precision and carried state. Prints one markdown table.
+The machine's speed drifts, so all alternate, round by round, and medians are compared. They read the same text with the same model,
+optimizer, clipping and carried state. The plain loop runs in float32 and, where the processor multiplies bfloat16, under autocast too, and
+the better of the two is the peer. A backend is timed only where the gradients of a step are those of the reference first. Prints one
+markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +27,40 @@ from torch import nn
 from charrnn.config import Config, build_config
 from charrnn.data.corpus import load_corpus
 from charrnn.device import resolve_device, resolve_precision
+from charrnn.gradients import Shards
+from charrnn.ops.backends import BACKENDS
+from charrnn.tasks import load_task
 from charrnn.training import Outcome, StepReport, train
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
+EPS = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    hidden: int
+    batch: int
+    window: int
+    vocabulary: int  # of a text of random characters; no matter where another is given
+
+    def __str__(self) -> str:
+        return f"{self.layers}×{self.hidden}, batch {self.batch}, window {self.window}"
+
+
+SHAPES = {
+    "small": Shape(2, 128, 50, 50, 65),  # what char-rnn (Karpathy 2015) begins with
+    "wide": Shape(1, 512, 32, 128, 65),
+    "vocabulary": Shape(2, 512, 32, 128, 6000),
+}
+
+
+def random_text(path: Path, vocabulary: int, length: int = 1_000_000) -> Path:
+    """Characters drawn alike from so many, the one for what is unknown counted: what a step costs does not hang on what it reads."""
+    first = 33 if vocabulary < 90 else 0x4E00
+    draw = random.Random(1)
+    path.write_text("".join(draw.choices([chr(first + i) for i in range(vocabulary - 1)], k=length)), encoding="utf-8")
+    return path
 
 
 class Stock(nn.Module):
@@ -44,8 +81,8 @@ class Stock(nn.Module):
         return self.head(self.dropout(outputs)), state
 
 
-def stock_rate(config: Config, seconds: float, device: torch.device, precision: torch.dtype) -> float:
-    """Characters per second of the plain loop, after a tenth of the time to warm up."""
+def stock_steps(config: Config, device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """The plain loop: text and model when it is asked first, then a step each time."""
     corpus, settings = load_corpus(config.data, config.seed), config.train
     length = (len(corpus.split("train")) - 1) // settings.batch_size
     ids = torch.from_numpy(np.asarray(corpus.split("train")[: length * settings.batch_size]).astype(np.int64))
@@ -53,12 +90,9 @@ def stock_rate(config: Config, seconds: float, device: torch.device, precision: 
     torch.manual_seed(config.seed)
     model = Stock(config, len(corpus.vocabulary)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    position, state, steps, started, counting = 0, None, 0, time.perf_counter(), False
-    began = started
-    while time.perf_counter() - began < seconds:
-        if not counting and time.perf_counter() - began > seconds / 10:
-            _wait(device)
-            started, steps, counting = time.perf_counter(), 0, True
+    position, state = 0, None
+    yield
+    while True:
         if position + settings.tbptt_window + 1 > length:
             position, state = 0, None
         x = text[position : position + settings.tbptt_window]
@@ -72,9 +106,22 @@ def stock_rate(config: Config, seconds: float, device: torch.device, precision: 
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
-        steps += 1
+        yield
+
+
+def stock_rate(config: Config, seconds: float, device: torch.device, precision: torch.dtype) -> float:
+    """Characters per second of the plain loop, after a tenth of the time to warm up."""
+    steps, settings = stock_steps(config, device, precision), config.train
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds / 10:
+        next(steps)
     _wait(device)
-    return steps * settings.batch_size * settings.tbptt_window / (time.perf_counter() - started)
+    started, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - began < seconds:
+        next(steps)
+        count += 1
+    _wait(device)
+    return count * settings.batch_size * settings.tbptt_window / (time.perf_counter() - started)
 
 
 def _wait(device: torch.device) -> None:
@@ -82,86 +129,133 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-class Rates:
-    """A Reporter that keeps the pace of each report and is silent."""
+class Clock:
+    """A Reporter that keeps the time of each step and is otherwise silent."""
 
     def __init__(self) -> None:
-        self.found: list[float] = []
+        self.times: list[float] = []
 
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def encoding(self, done: int, total: int) -> None: ...
-    def stepped(self, step: int, progress: float) -> None: ...
+    def step(self, report: StepReport) -> None: ...
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
 
-    def step(self, report: StepReport) -> None:
-        self.found.append(report.chars_per_second)
+    def stepped(self, step: int, progress: float) -> None:
+        self.times.append(time.perf_counter())
 
 
 def our_rate(config: Config) -> float:
-    """Characters per second of charrnn's own training, its first tenth left out."""
-    rates = Rates()
-    train(config, overwrite=True, reporter=rates)
-    return statistics.mean(rates.found[len(rates.found) // 10 :])
+    """Characters per second of charrnn's own training, all that its loop does between steps included; its first tenth left out."""
+    clock = Clock()
+    train(config, overwrite=True, reporter=clock)
+    counted = clock.times[len(clock.times) // 10 :]
+    return (len(counted) - 1) * config.train.batch_size * config.train.tbptt_window / (counted[-1] - counted[0])
+
+
+def check(config: Config, backend: str, device: torch.device, precision: torch.dtype) -> None:
+    """Raises SystemExit where the gradients of a step are not those of the reference in float32, up to rounding."""
+
+    def gradients(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        task = load_task(config.model_copy(update={"model": config.model.model_copy(update={"backend": name})}))
+        scaler = torch.amp.GradScaler(device.type, enabled=False)
+        model = task.model().to(device).train()
+        with Shards(task, model, 1, precision=dtype, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
+            return shards.gradients([next(task.batches("train"))])[0]
+
+    names = [name for name, parameter in load_task(config).model().named_parameters() if parameter.requires_grad]
+    for name, got, expected in zip(names, gradients(backend, precision), gradients("reference", torch.float32)):
+        error = ((got - expected).norm() / expected.norm()).item()
+        if not error <= 8 * EPS[precision]:
+            raise SystemExit(f"{backend} in {precision}, {config.model.cell}: the gradient of {name} is off by {error:.1e}; not timed")
+
+
+def settings(args: argparse.Namespace, shape: Shape, data: dict[str, Any], directory: str) -> Config:
+    between = args.dropout if shape.layers > 1 else 0.0
+    return build_config(
+        {
+            "run": str(Path(directory) / "run"),
+            "device": args.device,
+            "data": {**data, "val_fraction": 0.001},
+            "model": {
+                "cell": args.cell,
+                "embedding_size": args.embedding,
+                "hidden_size": shape.hidden,
+                "num_layers": shape.layers,
+                "dropout": {"output": args.dropout, "between_layers": between},
+            },
+            "train": {
+                "batch_size": shape.batch,
+                "tbptt_window": shape.window,
+                "max_minutes": args.seconds / 60,
+                "precision": args.precision,
+                "threads": args.threads,
+                "evaluate_every": 10**9,
+                "save_every": 10**9,
+            },
+        },
+        "bench_training",
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="file to train on; the running Python's standard library by default")
-    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", help="instead of the next four: " + "; ".join(map(str, SHAPES.values())))
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--window", type=int, default=128)
-    parser.add_argument("--dropout", type=float, default=0.4)
+    parser.add_argument("--vocabulary", type=int, default=65, help="characters of the random text")
+    parser.add_argument("--text", help="file to train on instead")
+    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--embedding", type=int, default=64)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), nargs="+", help="auto, and on a CPU native too")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-
-    data = {"path": args.text} if args.text else {"source": "python-stdlib"}
+    torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
+    args.device, args.backend = str(device), args.backend or ["auto", *(["native"] if device.type == "cpu" else [])]
     precision = resolve_precision(args.precision, device)
-    with tempfile.TemporaryDirectory() as directory:
-        config = build_config(
-            {
-                "run": str(Path(directory) / "run"),
-                "device": str(device),
-                "data": {**data, "val_fraction": 0.001},
-                "model": {
-                    "cell": args.cell,
-                    "embedding_size": args.embedding,
-                    "hidden_size": args.hidden,
-                    "num_layers": args.layers,
-                    "dropout": {"output": args.dropout, "between_layers": args.dropout if args.layers > 1 else 0.0},
-                },
-                "train": {
-                    "batch_size": args.batch,
-                    "tbptt_window": args.window,
-                    "max_minutes": args.seconds / 60,
-                    "precision": args.precision,
-                    "evaluate_every": 10**9,
-                    "save_every": 10**9,
-                    "log_every": 10,
-                },
-            },
-            "bench_training",
-        )
-        load_corpus(config.data, config.seed)  # encoded before the clock starts
-        ours, stock = [], []
-        for _ in range(args.rounds):
-            stock.append(stock_rate(config, args.seconds, device, precision))
-            ours.append(our_rate(config))
-    shape = f"{args.cell} {args.layers}×{args.hidden}, batch {args.batch}, window {args.window}"
+    peers = {"stock fp32": torch.float32} | ({"stock bf16": torch.bfloat16} if precision == torch.bfloat16 else {})
+    shapes = (
+        [SHAPES[name] for name in args.shapes]
+        if args.shapes
+        else [Shape(args.layers, args.hidden, args.batch, args.window, args.vocabulary)]
+    )
+
     name = str(precision).removeprefix("torch.")
-    print("| model | device | precision | stock chars/s | charrnn chars/s | ratio of medians | ratios by round |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    ratio = statistics.median(ours) / statistics.median(stock)
-    by_round = ", ".join(f"{a / b:.2f}" for a, b in zip(ours, stock))
-    print(f"| {shape} | {device} | {name} | {statistics.median(stock):,.0f} | {statistics.median(ours):,.0f} | {ratio:.2f} | {by_round} |")
+    print(f"torch {torch.__version__}, {device}, {args.threads} threads, {name}; characters a second, medians of {args.rounds} rounds")
+    ours = [f"charrnn {backend}" for backend in args.backend]
+    print("| " + " | ".join(["model", "vocabulary", *peers, *ours, "best of charrnn / best of stock", "by round"]) + " |")
+    print("| --- " * (len(peers) + len(ours) + 4) + "|")
+    with tempfile.TemporaryDirectory() as directory:
+        for shape in shapes:
+            text = args.text or str(random_text(Path(directory) / f"{shape.vocabulary}.txt", shape.vocabulary))
+            config = settings(args, shape, {"path": text, "cache": directory}, directory)
+            vocabulary = len(load_corpus(config.data, config.seed).vocabulary)  # encoded before the clock starts
+            configs = {}
+            for backend in args.backend:
+                check(config, backend, device, precision)
+                model = config.model.model_copy(update={"backend": backend})
+                configs[f"charrnn {backend}"] = config.model_copy(update={"model": model})
+            rates: dict[str, list[float]] = {who: [] for who in (*peers, *ours)}
+            for _ in range(args.rounds):
+                for who, dtype in peers.items():
+                    rates[who].append(stock_rate(config, args.seconds, device, dtype))
+                for who in ours:
+                    rates[who].append(our_rate(configs[who]))
+            medians = {who: statistics.median(found) for who, found in rates.items()}
+            best, peer = max(ours, key=medians.__getitem__), max(peers, key=medians.__getitem__)
+            by_round = ", ".join(f"{a / b:.2f}" for a, b in zip(rates[best], rates[peer]))
+            figures = [f"{medians[who]:,.0f}" for who in (*peers, *ours)]
+            row = [f"{args.cell} {shape}", f"{vocabulary:,}", *figures, f"{medians[best] / medians[peer]:.2f} ({best})", by_round]
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

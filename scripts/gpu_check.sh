@@ -32,6 +32,6 @@ for shape in "--hidden 512 --batch 32 --window 128" "--hidden 1024 --layers 2 --
     "$python" scripts/bench_training.py --device cuda --seconds 15 --rounds 3 $shape >> "$table.partial"
 done
 # One heading, then the rows.
-awk 'NR <= 2 || !/^\| (model|---) /' "$table.partial" > "$table"
+awk 'NR <= 3 || !/^(torch|\| model|\| ---) /' "$table.partial" > "$table"
 rm "$table.partial"
 cat "$table"

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEFT = {
     "errors": "",
     "config": "",
-    "metrics": "",
+    "metrics": "ops",
     "plots": "metrics",
     "tables": "metrics",
     "device": "config",
@@ -27,7 +27,7 @@ LEFT = {
     "models": "config ops layers",
     "data": "config lock",
     "inspecting": "config data",
-    "optimization": "config",
+    "optimization": "config ops",
     "checkpoint": "config data models",
     "run_directory": "config metrics lock checkpoint",
     "run_state": "",

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
+from charrnn import optimization
 from charrnn.config import TrainConfig
 from charrnn.layers.vision import Standardization
-from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, clip, give
+from charrnn.ops import native
+from charrnn.ops import step as step_of
+from charrnn.optimization import (
+    MOMENTS,
+    Adam,
+    Average,
+    LossWatch,
+    Schedule,
+    advance,
+    build_optimizer,
+    clip,
+    give,
+    load_optimizer,
+)
 
 
 def settings(**values: Any) -> TrainConfig:
@@ -224,3 +240,113 @@ def test_watch_leaves_a_loss_near_zero_alone() -> None:
     assert all(watch.healthy(0.01) for _ in range(100))
     assert watch.healthy(0.3)  # the start of a pass through a text known by heart
     assert not watch.healthy(1.5)
+
+
+# Clipping, Adam and the average in one pass
+
+
+class Followed(NamedTuple):
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
+    norms: list[float]
+
+
+def _trained(build: Callable[[], nn.Module], one_pass: bool, monkeypatch: pytest.MonkeyPatch, *, steps: int = 5, **train: Any) -> Followed:
+    torch.manual_seed(0)
+    model = build()
+    optimizer, average, scaler = build_optimizer(settings(**train), model), Average(model, 0.9), torch.amp.GradScaler("cpu", enabled=False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    generator, norms = torch.Generator().manual_seed(1), []
+    with monkeypatch.context() as patched:
+        if not one_pass:
+            patched.setattr(optimization, "has_adam", lambda tensors: False)
+        for step in range(steps):
+            gradients = [torch.randn(p.shape, generator=generator).to(memory_format=torch.contiguous_format) for p in parameters]
+            norm = advance(
+                optimizer,
+                parameters,
+                gradients,
+                torch.tensor(0.5 if step else 1e-3),
+                max_norm=1.0,
+                scaler=scaler,
+                average=average,
+                step=step,
+            )
+            norms.append(float(norm))
+    return Followed(model, optimizer, average, norms)
+
+
+def _mixed() -> nn.Module:
+    """Matrices, biases, a convolution that lies otherwise in memory, more numbers than a thread takes at once, and a running mean."""
+    convolution = nn.Conv2d(3, 4, 3)
+    convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Linear(5, 7), nn.Linear(200, 201), convolution, Standardization(3))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_one_pass_is_clipping_adam_and_the_average(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, theirs = (_trained(_mixed, way, monkeypatch, optimizer=name, weight_decay=0.1, learning_rate=0.01) for way in (True, False))
+    finally:
+        torch.set_num_threads(before)
+    assert ours.norms == pytest.approx(theirs.norms, rel=1e-5) and ours.norms[0] < 1 < ours.norms[1]  # not clipped, and clipped
+    for own, other in ((ours.model, theirs.model), (ours.average.model, theirs.average.model)):
+        torch.testing.assert_close(dict(own.named_parameters()), dict(other.named_parameters()), rtol=1e-5, atol=1e-7)
+    states = [followed.optimizer.state_dict()["state"] for followed in (ours, theirs)]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-5, atol=1e-8)
+    assert states[0][0].keys() == set(MOMENTS[Adam]) and float(states[0][0]["step"]) == 5
+
+
+def test_one_pass_goes_on_where_pytorch_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of one is that of the other, so a run can be resumed where the library is missing."""
+    half = _trained(lambda: nn.Linear(4, 3), False, monkeypatch, steps=2)
+    fresh = build_optimizer(settings(), half.model)
+    load_optimizer(fresh, copy.deepcopy(half.optimizer.state_dict()))
+    parameters, scaler = list(half.model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+    before = [p.detach().clone() for p in parameters]
+    advance(fresh, parameters, [torch.ones_like(p) for p in parameters], torch.tensor(1.0), max_norm=1e9, scaler=scaler)
+    moved = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before):
+            parameter.copy_(value)
+            parameter.grad = torch.ones_like(parameter)
+    half.optimizer.step()
+    torch.testing.assert_close(moved, [p.detach() for p in parameters])
+
+
+@pytest.mark.parametrize("name", native.INSTRUCTIONS)
+def test_each_instruction_set_makes_the_same_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in native.instructions():
+        pytest.skip(f"this processor has no {name}")
+    expected = _trained(_mixed, False, monkeypatch)
+    monkeypatch.setattr(step_of, "instructions", lambda: (name,))
+    found = _trained(_mixed, True, monkeypatch)
+    assert found.norms == pytest.approx(expected.norms, rel=1e-5)
+    torch.testing.assert_close(list(found.model.parameters()), list(expected.model.parameters()), rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_that_is_not_a_number_shows_in_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(20, 3)
+    optimizer, scaler = build_optimizer(settings(), model), torch.amp.GradScaler("cpu", enabled=False)
+    gradients = [torch.zeros_like(p) for p in model.parameters()]
+    gradients[0][1, 7] = math.nan
+    norm = advance(optimizer, list(model.parameters()), gradients, torch.tensor(1.0), max_norm=1.0, scaler=scaler)
+    assert math.isnan(float(norm))
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw"])
+def test_rows_and_other_optimizers_are_clipped_too(name: str) -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    before = table.weight.detach().clone()
+    optimizer, scaler = build_optimizer(settings(optimizer=name, learning_rate=1.0), table), torch.amp.GradScaler("cpu", enabled=False)
+    (gradient,) = torch.autograd.grad((table(torch.tensor([1, 3])) * torch.tensor([6.0, 8.0])).sum(), [table.weight])
+    norm = advance(optimizer, list(table.parameters()), [gradient.coalesce()], torch.tensor(0.5), max_norm=1.0, scaler=scaler)
+    assert float(norm) == pytest.approx(math.sqrt(50))
+    moved = (table.weight - before).detach()
+    assert moved[[1, 3]].ne(0).all() and not moved[[0, 2, 4]].any()
+    if name == "sgd":
+        assert float(moved.norm()) == pytest.approx(1.0, abs=1e-4)

@@ -28,6 +28,7 @@ from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
 from charrnn.novelty import kept_index
+from charrnn.ops.backends import Request, explain
 from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
 from charrnn.tasks import load_task
 from charrnn.tasks.lm import LanguageModel
@@ -673,9 +674,9 @@ def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         with Shards(task, model, count, precision=torch.float32, label_smoothing=0.1, scaler=scaler, seed=1) as shards:
             assert torch.get_num_threads() == (1 if count > 1 else 2)
-            first, _ = shards.gradients(windows[:2])
-            second, tally = shards.gradients(windows[2:])
-            found.append([*first, *second])
+            first, _, _ = shards.gradients(windows[:2])
+            second, tally, scale = shards.gradients(windows[2:])
+            found.append([gradient * scale.float() for gradient in [*first, *second]])
             carried.append(shards.carried())
         assert int(tally.count) == 2 * 72
         assert torch.get_num_threads() == 2
@@ -692,14 +693,14 @@ def test_the_gradient_is_that_of_the_mean_over_all_windows(settings: Settings) -
     with Shards(
         task, model, 1, precision=torch.float32, label_smoothing=0.0, scaler=torch.amp.GradScaler("cpu", enabled=False), seed=1
     ) as shards:
-        gradients, tally = shards.gradients(windows)
+        gradients, tally, scale = shards.gradients(windows)
     state, total = None, torch.zeros(())
     for window in windows:
         loss, _, state = task.loss(model, window, state and tuple(tuple(s.detach() for s in layer) for layer in state))
         total = total + loss
     assert int(tally.count) < 2 * 72
     expected = torch.autograd.grad(total / tally.count, list(model.parameters()))
-    torch.testing.assert_close(gradients, list(expected))
+    torch.testing.assert_close([gradient * scale.float() for gradient in gradients], list(expected))
 
 
 def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
@@ -707,7 +708,7 @@ def test_no_two_gradients_are_one_tensor(settings: Settings) -> None:
     task = load_task(settings())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with Shards(task, task.model(), 1, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
-        gradients, _ = shards.gradients([next(task.batches("train"))])
+        gradients, *_ = shards.gradients([next(task.batches("train"))])
     assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
 
 
@@ -758,12 +759,13 @@ def test_plan(settings: Settings) -> None:
 
 def test_the_plan_names_text_and_backend(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 file), vocabulary" in training.plan(settings()).summary()
-    assert training.plan(settings()).summary().endswith("cpu in float32, backend native")
+    chosen = explain("auto", Request("lstm"))  # the native one, where it was compiled
+    assert training.plan(settings()).summary().endswith(f"cpu in float32, backend {chosen}")
     assert training.plan(settings(model={"backend": "explicit", "cell": "gru"})).summary().endswith("backend explicit")
     assert training.plan(settings(model={"backend": "reference"})).summary().endswith("backend reference")
     listener = Listener()
     train(settings(max_steps=1), reporter=listener)
-    assert listener.notes[0].endswith("backend native")
+    assert listener.notes[0].endswith(f"backend {chosen}")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "good.py").write_text("pass\n\nprint()\n" * 200)
     (tmp_path / "lib" / "broken.py").write_bytes(b"\xff\xfe\xff")
@@ -1136,9 +1138,9 @@ def test_shards_of_batches_of_any_width_give_the_gradient_of_the_whole(fill: Set
     for count in (1, 3, 5):
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         with Shards(task, task.model(), count, precision=torch.float32, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
-            narrow, first = shards.gradients(batches[:1])
-            both, second = shards.gradients(batches[:2])
-            found.append([gradient.to_dense() for gradient in [*narrow, *both]])
+            narrow, first, _ = shards.gradients(batches[:1])
+            both, second, scale = shards.gradients(batches[:2])
+            found.append([gradient.to_dense() * scale.float() for gradient in [*narrow, *both]])
             assert shards.carried() is None or shards.carried() == ()
         assert (int(first.count), int(second.count)) == tuple(
             sum(int((batch.targets >= 0).sum()) for batch in some) for some in (batches[:1], batches[:2])

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Corpus, Ids
@@ -50,12 +51,12 @@ class Streams:
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """One pass, from window `first` on. The last window is as short as what is left; no character is passed over."""
         ids, unknown = self.corpus.split(self.split), self.corpus.vocabulary.unknown
-        starts = [column * self.length for column in range(self.batch_size)]
         for window in range(first, self.windows):
             at, steps = window * self.window, min(self.window, self.length - window * self.window)
-            # (B, T + 1): the character after the window is the last one's target
-            rows = np.stack([ids[start + at : start + at + steps + 1] for start in starts])
-            text = torch.from_numpy(rows.astype(np.int64)).t().contiguous()  # (T + 1, B)
+            # The character after the window is the last one's target: columns overlap by one.
+            stride = ids.strides[0]
+            rows = as_strided(ids[at:], (steps + 1, self.batch_size), (stride, self.length * stride), writeable=False)
+            text = torch.from_numpy(rows.astype(np.int64, order="C"))  # (T + 1, B)
             targets = text[1:]
             yield Batch(text[:-1], targets.masked_fill(targets == unknown, IGNORED), None, continues=window > 0)
             if window % 256 == 255:

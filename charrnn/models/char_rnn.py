@@ -22,6 +22,7 @@ from charrnn.layers.pooling import Pooling
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.models.beginning import begin_head, begin_inputs
 from charrnn.ops.cells import State
+from charrnn.ops.linear_cross_entropy import logits_at_once
 
 # Parameters with a row for each id, those of the head where it answers with ids; tied, the first two are one.
 BY_ID = ("embedding.weight", "head.weight", "head.bias")
@@ -94,9 +95,11 @@ class CharRNN(nn.Module):
         return {"model": f"{stack.cell}, {stack.num_layers} × {stack.hidden_size}, embedding {self.embedding.embedding_dim}"}
 
     def numbers_kept(self, inputs: torch.Size, targets: torch.Size, asked: int) -> int:
-        """About how many numbers backward needs of inputs (T, B) and of `asked` answers; the head keeps its logits and their gradients."""
+        """About how many numbers backward needs of inputs (T, B) and of `asked` answers, and the head of logits and their gradients."""
         char = 2 * self.recurrent.input_size + self.recurrent.num_layers * self.recurrent.numbers_kept()
-        return math.prod(inputs) * char + asked * 4 * self.head.out_features
+        whole = self.pooling is not None or self.crf is not None or self.decision is not None  # labels: their logits are looked at again
+        logits = asked * 4 * self.head.out_features if whole else logits_at_once(asked, self.head.out_features)
+        return math.prod(inputs) * char + asked * self.head.in_features + logits
 
     def forward(
         self,
@@ -117,11 +120,27 @@ class CharRNN(nn.Module):
 
         Pooled, the logits are (B, K). Raises ValueError for `at` with a pooling, and for a text of length 0 to pool.
         """
+        x, state = self.features(inputs, state, lengths=lengths, at=at, generator=generator)
+        logits: Tensor = self.head(x)
+        return logits, state
+
+    def features(
+        self,
+        inputs: Tensor,
+        state: tuple[State, ...] | None,
+        *,
+        lengths: Tensor | None = None,
+        at: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """What the head reads, (T, B, W), (B, W) or (N, W), where `forward` gives logits; the rest is as there."""
         if self.pooling is not None and at is not None:
             raise ValueError("a pooled model has one answer a text; leave out `at`")
         inputs = self._unknowing(inputs, generator)
         rows = drop_rows(self.embedding.weight, self.dropout.embedding, training=self.training, generator=generator)  # (V, E)
-        x = F.embedding(inputs, rows) * self.read_scale  # (T, B, E)
+        x = F.embedding(inputs, rows)  # (T, B, E)
+        if self.read_scale != 1:
+            x = x * self.read_scale
         if self.bigrams is not None:
             x = torch.cat([x, self.bigrams(inputs, lengths, dropped=self.dropout.bigrams, generator=generator)], -1)  # (T, B, I)
         x = self._drop(x, "input", generator)
@@ -129,9 +148,7 @@ class CharRNN(nn.Module):
         if self.pooling is not None:
             x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
         x = self._drop(x, "output", generator)
-        x = x.squeeze(0) if self.pooling is not None else x if at is None else x[at]  # (T, B, W), (B, W) or (N, W)
-        logits: Tensor = self.head(x)
-        return logits, state
+        return x.squeeze(0) if self.pooling is not None else x if at is None else x[at], state
 
     def _unknowing(self, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """(T, B) -> (T, B), some of it unknown."""

@@ -29,7 +29,7 @@ from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import evaluating, opening
-from charrnn.tasks.task import State, fresh_model, shortcomings
+from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
 BEST = 5  # of so many guesses, accuracy_at_5 asks whether one is right
 SHOWN = "□"  # a blank, where a person reads it
@@ -96,12 +96,12 @@ class Fill:
     def loss(
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
-        logits, targets = self._answers(model, batch, generator)
-        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-        with torch.no_grad():
-            nats = F.cross_entropy(logits, targets, reduction="sum") if label_smoothing else loss
-            tally = Tally.of_answers(nats, logits.argmax(-1), targets)
-        return loss, tally, ()
+        assert isinstance(model, CharRNN)
+        batch, symbols = batch.to(next(model.parameters()).device), len(self.vocabulary.symbols)
+        asked = batch.targets != IGNORED  # (T, B)
+        x, _ = model.features(batch.inputs, None, lengths=batch.lengths, at=asked, generator=generator)  # (N, W)
+        found = cross_entropy_of(model.head, x, batch.targets[asked] - symbols, label_smoothing, first=symbols)
+        return found.loss, Tally.of_sums(found), ()
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[FillScores, State]:
         return _scores(*self._answers(model, batch)), ()
@@ -124,9 +124,9 @@ class Fill:
     def notes(self) -> list[str]:
         return [*self.corpus.notes, *shortcomings(self.corpus)]
 
-    def _answers(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits over the characters at the blanks (N, C), and which character each was (N,)."""
-        return blank_answers(model, batch, len(self.vocabulary.symbols), generator)
+        return blank_answers(model, batch, len(self.vocabulary.symbols))
 
     def _example(self, ids: Ids, split: str, epoch: int, index: int) -> tuple[Ids, Ids]:
         """What is read of an example and what is asked, both (T,)."""
@@ -200,11 +200,11 @@ def measure_beside(task: Fill, model: nn.Module, other: nn.Module, other_task: s
     return Beside(own, others, left_out)
 
 
-def blank_answers(model: nn.Module, batch: Batch, symbols: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def blank_answers(model: nn.Module, batch: Batch, symbols: int) -> tuple[Tensor, Tensor]:
     """Logits over the characters where something is asked, (N, C), and what was, (N,). The first `symbols` ids are none."""
     batch = batch.to(next(model.parameters()).device)
     asked = batch.targets != IGNORED  # (T, B)
-    logits, _ = model(batch.inputs, None, lengths=batch.lengths, at=asked, generator=generator)  # (N, V)
+    logits, _ = model(batch.inputs, None, lengths=batch.lengths, at=asked, generator=None)  # (N, V)
     return logits[:, symbols:].float(), batch.targets[asked] - symbols
 
 

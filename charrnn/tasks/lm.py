@@ -12,18 +12,17 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charrnn.config import Config
-from charrnn.data.batch import IGNORED, Batch
+from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
 from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
 from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
-from charrnn.tasks.task import State, fresh_model, shortcomings
+from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
 EVALUATION_COLUMNS = 8
 EVALUATION_COLUMN = 2000  # characters that a column should have before another one is opened
@@ -67,14 +66,10 @@ class LanguageModel:
         self, model: nn.Module, batch: Batch, state: State | None, *, generator: torch.Generator | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tally, State]:
         batch = batch.to(next(model.parameters()).device)
-        logits, state = model(batch.inputs, state, generator=generator)
-        targets = batch.targets.flatten()  # (T·B,)
-        logits = logits.flatten(0, 1).float()  # (T·B, V)
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
-        with torch.no_grad():
-            nats = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") if label_smoothing else loss.detach()
-            tally = Tally.of_answers(nats, logits.argmax(-1), targets)
-        return loss, tally, state
+        assert isinstance(model, CharRNN)
+        x, state = model.features(batch.inputs, state, generator=generator)  # (T, B, W)
+        found = cross_entropy_of(model.head, x.flatten(0, 1), batch.targets.flatten(), label_smoothing)
+        return found.loss, Tally.of_sums(found), state
 
     def measure(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Tally, State]:
         _, tally, state = self.loss(model, batch, state)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.config import Config
-from charrnn.data.batch import Batch
+from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Corpus, Ids, Progress
 from charrnn.data.labelled import listed
 from charrnn.data.pairs import frequent_pairs
@@ -20,6 +20,7 @@ from charrnn.errors import DataError, did_you_mean, short
 from charrnn.metrics import Tally, less_is_better
 from charrnn.models import Architecture, build_architecture
 from charrnn.models.char_rnn import CharRNN
+from charrnn.ops.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -171,6 +172,12 @@ def read_alone(model: nn.Module, batch: Batch, generator: torch.Generator | None
     batch = batch.to(next(model.parameters()).device)
     logits, _ = model(batch.inputs, None, lengths=batch.lengths, generator=generator)
     return torch.as_tensor(logits).float(), batch
+
+
+def cross_entropy_of(head: nn.Linear, x: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, first: int = 0) -> CrossEntropy:
+    """Of what a head answers to rows (N, W), with targets (N,) or IGNORED; its answers before the `first` are none, and not counted."""
+    weight, bias = (head.weight, head.bias) if first == 0 else (head.weight[first:], head.bias[first:])
+    return linear_cross_entropy(x, weight, bias, targets, ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
 def carry(state: State | None, batch: Batch) -> State | None:

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "native.h"
+#include "step_calls.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,7 +21,10 @@ namespace charrnn {
 #include "vectors.h"
 #include "products.h"
 #include "recurrence.h"
+#include "step.h"
+#include "head.h"
 const Kernels avx512_kernels = kernels;
+const StepKernels avx512_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn
 
 #if defined(__clang__)

@@ -20,7 +20,7 @@
 #include <unistd.h>
 #endif
 
-#define CHARRNN_EXPORT extern "C" __attribute__((visibility("default")))
+#include "threads.h"
 
 namespace charrnn {
 namespace {
@@ -62,62 +62,6 @@ bool has(int64_t instructions) {
 #endif
 }
 
-// Numbers too small for the exponent cost a hundred cycles each; inside a call they are 0, and the thread's own setting comes back.
-class Flushed {
-  public:
-#if defined(__x86_64__)
-    Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-    ~Flushed() { _mm_setcsr(before_); }
-
-  private:
-    unsigned before_;
-#elif defined(__aarch64__)
-    Flushed() {
-        asm volatile("mrs %0, fpcr" : "=r"(before_));
-        asm volatile("msr fpcr, %0" ::"r"(before_ | (1ull << 24)));
-    }
-    ~Flushed() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
-
-  private:
-    uint64_t before_;
-#endif
-};
-
-// GNU OpenMP's own entry, found by the caller in the copy that PyTorch runs on, so that its threads are the ones that work here.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-using Threads = int (*)();
-struct OpenMP {
-    Parallel parallel;
-    Threads threads;  // how many run what `parallel` began: it may give fewer than were asked for
-};
-
-// run(so many threads), on each of at most `threads` threads, of which the caller's is one.
-template <class Run> void on_threads(const OpenMP& pool, int64_t threads, const Run& run) {
-    if (threads <= 1) {
-        run(1);
-    } else if (pool.parallel && pool.threads) {
-        struct Data {
-            const Run& run;
-            Threads threads;
-        } data{run, pool.threads};
-        pool.parallel([](void* given) { static_cast<Data*>(given)->run(static_cast<Data*>(given)->threads()); }, &data, (unsigned)threads, 0);
-    } else {
-        std::vector<std::thread> helpers;
-        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back([&] { run(threads); });
-        run(threads);
-        for (auto& helper : helpers) helper.join();
-    }
-}
-
-// work(0), …, work(count - 1), each once.
-template <class Work> void share(const OpenMP& pool, int64_t threads, int64_t count, const Work& work) {
-    std::atomic<int64_t> next{0};
-    on_threads(pool, std::min(threads, count), [&](int64_t) {
-        for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
-    });
-}
-
 // work(0, team), …, work(count - 1, team), each by a team of `parts` threads; by one where there are not as many.
 template <class Work> void share_teams(const OpenMP& pool, int64_t count, int64_t parts, const Work& work) {
     std::atomic<int64_t> next{0};
@@ -143,15 +87,6 @@ size_t cache_bytes() {
     if (found > 0) return (size_t)found;
 #endif
     return 1 << 20;
-}
-
-struct Free {
-    void operator()(char* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-Memory aligned(size_t bytes) {
-    return Memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "native.h"
+#include "step_calls.h"
 
 #define CHARRNN_BYTES 16
 #define CHARRNN_TILES 0
@@ -11,5 +12,8 @@ namespace charrnn {
 #include "vectors.h"
 #include "products.h"
 #include "recurrence.h"
+#include "step.h"
+#include "head.h"
 const Kernels plain_kernels = kernels;
+const StepKernels plain_step = {softmax<float>, softmax<uint16_t>, squares, adam, head_kernels};
 }  // namespace charrnn
