@@ -1,23 +1,97 @@
-"""Text that streams: several texts from one prime, their lengths, stops and documents.
+"""Text that streams: several texts from one prime, their lengths, stops and documents. Without torch, which only some engines need.
 
 Axes: B batch (one row a sample), V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from charrnn.constraints import Constraint, restrict
 from charrnn.data.vocabulary import Primed, Vocabulary, encode_prime
 from charrnn.errors import UserError, characters_listed, listed
-from charrnn.sampling import SamplingOptions, expect, filter_logits, opening, run_on, sample
+from charrnn.options import SamplingOptions, expect
+from charrnn.randomness import base_seed, seed_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from charrnn.constraints import Constraint, Mask
+
+
+class Texts:
+    """What several texts are to be, and where each stands: all that an engine has to know to write them."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prime_ids: Sequence[int],
+        length: int,
+        options: SamplingOptions,
+        seeds: Sequence[int],
+        *,
+        stop: Sequence[str] = (),
+        separator: str | None = None,
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
+        self.vocabulary, self.options, self.separator = vocabulary, options, separator
+        self.prime_ids = list(prime_ids)  # the document that all go on with
+        self.seeds = list(seeds)  # (B,) of the generators that they draw from
+        self.constraints = constraints
+        self._rows = [_Text(length, tuple(stop)) for _ in seeds]
+        for text, constraint in zip(self._rows, constraints):
+            text.over = text.over or constraint.over
+
+    @property
+    def over(self) -> bool:
+        return all(text.over for text in self._rows)
+
+    @property
+    def left(self) -> int:
+        """How many characters the text that may still grow the most may grow by."""
+        return max((text.left for text in self._rows if not text.over), default=0)
+
+    def masks(self) -> list[Mask | None]:
+        """What each may go on with, (V,) bool; None for all. Of a text that is over nothing is asked."""
+        return [None if text.over else constraint.allowed() for text, constraint in zip(self._rows, self.constraints)]
+
+    def grow(self, drawn: Sequence[Sequence[int]]) -> list[str]:
+        """Take in what each drew, the next few ids of it: what each grows by. Where there are constraints it is one id."""
+        pieces = [self._taken(text, ids) for text, ids in zip(self._rows, drawn)]
+        for text, constraint, (id_,) in zip(self._rows, self.constraints, drawn):
+            if not text.over:
+                constraint.advance(id_)
+                text.over = constraint.over
+        return pieces
+
+    def _taken(self, text: _Text, ids: Sequence[int]) -> str:
+        if text.over:
+            return ""
+        end = self.vocabulary.end
+        if end is None or end not in ids:
+            return text.grow(self.vocabulary.decode(ids))
+        at = ids.index(end)
+        piece = text.grow(self.vocabulary.decode(ids[:at]))
+        if text.over:
+            return piece
+        if self.separator is None:
+            text.over = True
+            return piece
+        piece += text.grow(self.separator)
+        return piece + self._taken(text, ids[at + 1 :])
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What runs a model: reads what stands before the texts, and draws."""
+
+    def draw(self, texts: Texts) -> Generator[Sequence[Sequence[int]], None, None]:
+        """What each text draws next, (B, n): the next n ids of each, n being the engine's choice, and 1 where there are constraints.
+
+        Asked for the next, it finds in `texts` how far they have come with the last. Raises UserError for a model that is no use.
+        """
 
 
 def prepare_prime(
@@ -40,43 +114,46 @@ def prepare_prime(
 
 
 def generate(
-    model: nn.Module,
+    model: nn.Module | Engine,
     vocabulary: Vocabulary,
     prime_ids: Sequence[int],
     *,
     length: int,
     options: SamplingOptions,
-    generator: torch.Generator,
+    generator: torch.Generator | int,
     num_samples: int = 1,
     stop: Sequence[str] = (),
     continue_documents: bool = False,
     separator: str = "\n\n",
     constraints: Sequence[Constraint] = (),
-) -> Iterator[list[str]]:
-    """Write on from a prime. Yields, step by step, what each of `num_samples` texts grows by; "" for one that is over.
+) -> Generator[list[str], None, None]:
+    """Write on from a prime. Yields what each of `num_samples` texts grows by, a few characters at a time; "" for one that is over.
 
     A text is over after `length` new characters, when it ends with one of `stop` (which it keeps), or with its document.
     With `continue_documents` the end of a document is written as `separator` and the next one begins. `unknown` is never
     written, and a document is never empty. Where there are `constraints`, one a sample, each text stays within its own.
 
-    All samples are one batch. Sample i draws from a generator of its own, so it does not depend on how many there are.
-    The model is in eval mode from the first step to the last and then again as it was.
-    Raises UserError for arguments that cannot mean anything, before the first step.
+    All samples are one batch. Sample i draws from a generator of its own, so it does not depend on how many there are; `generator`, or
+    the one on the CPU that has this seed, gives all of them their seeds. The model is in eval mode from the first step to the
+    last and then again as it was. Raises UserError for arguments that cannot mean anything, before the first step.
     """
     expect(length >= 0, "--length", length, "a number of new characters")
     expect(num_samples >= 1, "--num-samples", num_samples, "at least 1")
     expect("" not in stop, "--stop", repr(""), "at least one character; leave the flag out to stop nowhere")
     if continue_documents:
         expect(separator != "", "separator", repr(""), "at least one character")
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    generators = [torch.Generator().manual_seed(_seed(seed, i)) for i in range(num_samples)]
-    texts = [_Text(length, tuple(stop)) for _ in range(num_samples)]
-    between = separator if continue_documents else None
-    return _steps(model, vocabulary, list(prime_ids), options, generators, texts, between, constraints)
-
-
-def _seed(seed: int, i: int) -> int:
-    return int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0])
+    base = base_seed(generator)
+    texts = Texts(
+        vocabulary,
+        prime_ids,
+        length,
+        options,
+        [seed_of(base, i) for i in range(num_samples)],
+        stop=stop,
+        separator=separator if continue_documents else None,
+        constraints=constraints,
+    )
+    return _steps(model, texts)
 
 
 class _Text:
@@ -86,68 +163,38 @@ class _Text:
         self.left = length
         self.stop = stop
         self.longest = max(map(len, stop), default=0)
-        self.tail = ""  # as much of the new text as a stop string could match
+        self.tail = ""  # as much of the new text as a stop string could begin in
         self.over = length == 0
 
     def grow(self, piece: str) -> str:
         """Take in a piece, or as much of it as there is room for. Returns what was taken."""
-        for taken, character in enumerate(piece, start=1):
-            self.left -= 1
-            if self.stop:
-                self.tail = (self.tail + character)[-self.longest :]
-            if self.left == 0 or (self.stop and self.tail.endswith(self.stop)):
+        piece = piece[: self.left]
+        if self.stop:
+            whole = self.tail + piece
+            places = [(whole.find(stop), stop) for stop in self.stop]
+            ends = [at + len(stop) for at, stop in places if at >= 0]  # each stop ends behind what stood before: it did not stand there yet
+            if ends:
+                piece = piece[: min(ends) - len(self.tail)]
                 self.over = True
-                return piece[:taken]
+            self.tail = whole[max(0, len(whole) - self.longest + 1) :]
+        self.left -= len(piece)
+        self.over = self.over or self.left == 0
         return piece
 
 
-def _steps(
-    model: nn.Module,
-    vocabulary: Vocabulary,
-    prime_ids: list[int],
-    options: SamplingOptions,
-    generators: list[torch.Generator],
-    texts: list[_Text],
-    separator: str | None,
-    constraints: Sequence[Constraint],
-) -> Iterator[list[str]]:
-    remembers = options.repetition_penalty != 1 or options.no_repeat_ngram > 0
-    history = [list(prime_ids) for _ in texts]
-    empty = [not prime_ids] * len(texts)  # a document without a character has no end
-    end, first = vocabulary.end, len(vocabulary.symbols)
-
-    def choose(scores: Tensor) -> Tensor:  # (B, V) -> (B,)
-        if end is not None and any(empty):
-            scores[empty, end] = -math.inf
-        restrict(scores, [None if text.over else constraint.allowed() for text, constraint in zip(texts, constraints)])
-        return sample(filter_logits(scores, options, history, vocabulary.unwritten), options, generators)
-
-    for text, constraint in zip(texts, constraints):
-        text.over = text.over or constraint.over
-    if all(text.over for text in texts):
+def _steps(model: nn.Module | Engine, texts: Texts) -> Generator[list[str], None, None]:
+    if texts.over:
         return
-    with closing(run_on(model, opening(vocabulary, prime_ids), len(texts), choose)) as draws:
+    with closing(_drawn(model, texts)) as draws:
         for drawn in draws:
-            pieces = []
-            for i, (id_, text) in enumerate(zip(drawn.tolist(), texts)):
-                if text.over:
-                    pieces.append("")
-                elif id_ != end:
-                    pieces.append(text.grow(vocabulary.characters[id_ - first]))
-                    empty[i] = False
-                    if remembers:
-                        history[i].append(id_)
-                elif separator is not None:
-                    pieces.append(text.grow(separator))
-                    empty[i] = True
-                    history[i].clear()
-                else:
-                    text.over = True
-                    pieces.append("")
-            for text, constraint, id_ in zip(texts, constraints, drawn.tolist()):
-                if not text.over:
-                    constraint.advance(id_)
-                    text.over = constraint.over
-            yield pieces
-            if all(text.over for text in texts):
+            yield texts.grow(drawn)
+            if texts.over:
                 return
+
+
+def _drawn(model: nn.Module | Engine, texts: Texts) -> Generator[Sequence[Sequence[int]], None, None]:
+    if isinstance(model, Engine):
+        return model.draw(texts)
+    from charrnn.sampling import draw
+
+    return draw(model, texts)

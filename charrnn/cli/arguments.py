@@ -37,8 +37,9 @@ def load(model: str | None, device: str, task: str | None = None, command: str |
 
     Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
     """
-    from charrnn.checkpoint import build_model, find_model, load_model
+    from charrnn.checkpoint import build_model, load_model
     from charrnn.device import resolve_device
+    from charrnn.model_file import find_model
 
     where = resolve_device(device)
     path = find_model(model)
@@ -66,8 +67,8 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
     Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
     place of a model whose name was mistyped would be to answer with another one.
     """
-    from charrnn.checkpoint import is_foreign, is_model
-    from charrnn.config import user_path
+    from charrnn.model_file import is_foreign, is_model
+    from charrnn.paths import user_path
 
     first = names[0]
     if is_model(first):
@@ -87,8 +88,8 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
 
 def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> Iterator[Path]:
     """The files that a person named. A folder without any becomes a fault, and a folder's files of other kinds are told of."""
-    from charrnn.config import user_path
     from charrnn.data.files import files_in
+    from charrnn.paths import user_path
 
     for name in names:
         path = user_path(name, f"the {wanted.what}")

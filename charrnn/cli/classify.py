@@ -104,9 +104,9 @@ def classify(
 
 
 def _examples(config: Config, texts: list[str] | None, file: str | None, notes: list[str]) -> Iterator[Example | DataError]:
-    from charrnn.config import user_path
     from charrnn.data import labelled
     from charrnn.data.files import Source, sources
+    from charrnn.paths import user_path
 
     if texts is not None:
         return labelled.typed(config.data, texts, "--text")

@@ -12,7 +12,8 @@ from charrnn.errors import printable
 
 def info(model: Model = None) -> None:
     """Show what is in a checkpoint."""
-    from charrnn.checkpoint import build_model, find_model, load_model
+    from charrnn.checkpoint import build_model, load_model
+    from charrnn.model_file import find_model
     from charrnn.models import count_parameters, recurrent_sizes
 
     loaded = load_model(find_model(model))

@@ -68,7 +68,7 @@ def sample(
     from charrnn.constraints import Constraint, Every
     from charrnn.data.forms import parse_form
     from charrnn.novelty import NoCopy
-    from charrnn.sampling import SamplingOptions, expect
+    from charrnn.options import SamplingOptions, expect
     from charrnn.verse.build import build_verse
     from charrnn.verse.options import VerseOptions
 

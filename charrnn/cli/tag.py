@@ -95,8 +95,8 @@ def tag(
 
 def _sources(texts: list[str] | None, files: list[str] | None, faults: list[DataError]) -> Iterator[Source]:
     """What a person named. A file that cannot be had is a fault, and the others are read."""
-    from charrnn.config import user_path
     from charrnn.data.files import Source, sources
+    from charrnn.paths import user_path
 
     if texts is not None:
         for number, text in enumerate(texts, start=1):
