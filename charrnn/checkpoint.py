@@ -43,6 +43,11 @@ class Loaded:
     path: Path
     labels: tuple[str, ...] = ()  # what it answers with; () for characters
 
+    @property
+    def separator(self) -> str:
+        """What is written between two documents."""
+        return self.config.data.separator
+
 
 def save_model(
     path: Path,

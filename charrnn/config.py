@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from charrnn.data.documents import separator_of
 from charrnn.errors import ConfigError, did_you_mean, short
 from charrnn.plain_yaml import Loader, parse_yaml
 
@@ -289,8 +290,8 @@ class DataConfig(Section):
 
     @property
     def separator(self) -> str:
-        """What is written between two documents, so that the text reads as the corpus did."""
-        return "\n" if "lines" in (self.documents, self.format) else "\n\n"
+        """What is written between two documents."""
+        return separator_of(self.documents, self.format)
 
     @field_validator("pattern", mode="after")
     @classmethod

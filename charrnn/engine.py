@@ -17,8 +17,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from charrnn.data.documents import separator_of
 from charrnn.data.vocabulary import Vocabulary, opening
-from charrnn.errors import CheckpointError, ConfigError, UserError, not_finite
+from charrnn.errors import CheckpointError, ConfigError, not_finite
 from charrnn.model_file import Header, read_header
 from charrnn.ops.library import library_path
 from charrnn.options import SamplingOptions
@@ -32,8 +33,9 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}  # in the order of c
 TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PAUSE = 0.03  # seconds that a call lasts: a person who ends the program waits no longer
 PIECE = 256  # ids of what is read before a text that are read at once, at first
-TRIAL = 32  # steps by which it is found out with how many threads a step takes least
-TRIED_AGAIN = 1.0  # seconds until that is done again: other programs come and go
+TRIAL = 0.002  # seconds, about, in which it is found out with how many threads a step takes least,
+TRIAL_STEPS = 2, 64  # by so many steps at least and at most,
+TRIED_AGAIN = 1.0, 30.0  # and seconds until that is done again, for other programs come and go: later each time that nothing changed
 NOT_FINITE, NO_MEMORY = 1, 2
 MOST_THREADS = 2  # each layer is a moment at which all wait for the slowest
 
@@ -143,7 +145,7 @@ def _described(settings: Any) -> tuple[Shape, str]:
         if others or model["bigrams"]["max_size"]:
             raise Unfit(f"it has no model.{(others or ['bigrams'])[0]}")
         shape = Shape(**{name: model[name] for name in Shape._fields})
-        separator = "\n" if "lines" in (data["documents"], data["format"]) else "\n\n"
+        separator = separator_of(data["documents"], data["format"])
     except (KeyError, TypeError):
         raise Unfit("its configuration is not one that training wrote") from None
     sizes, flags = shape[1:4], shape[4:]
@@ -271,7 +273,7 @@ class NativeEngine:
             seconds = time.perf_counter() - began
             self._threads.took(threads, seconds / steps, steps)
             yield [written[row::rows] for row in range(rows)]
-            steps = TRIAL if self._threads.tries else max(1, min(int(PAUSE * steps / max(seconds, 1e-9)), 8 * steps))
+            steps = self._threads.trial(seconds / steps) or max(1, int(PAUSE * steps / max(seconds, 1e-9)))
 
     def _read(self, ids: Sequence[int]) -> None:
         at, count = 0, PIECE
@@ -304,24 +306,27 @@ class _Threads:
         self._seconds: dict[int, float] = {}  # that a step took
         self._untried = list(self._choices)
         self._chosen = self._choices[0]
-        self._tried = 0.0
-
-    @property
-    def tries(self) -> bool:
-        return bool(self._untried) and len(self._choices) > 1
+        self._tried, self._pause = 0.0, TRIED_AGAIN[0]
 
     def next(self) -> int:
-        if not self._untried and len(self._choices) > 1 and time.perf_counter() - self._tried > TRIED_AGAIN:
+        if not self._untried and len(self._choices) > 1 and time.perf_counter() - self._tried > self._pause:
             self._untried = list(self._choices)
         return self._untried[0] if self._untried else self._chosen
 
+    def trial(self, seconds: float) -> int:
+        """Of how many steps the next call shall be for a trial, where one takes about so long; 0 where nothing is to be found out."""
+        least, most = TRIAL_STEPS
+        return max(least, min(most, int(TRIAL / max(seconds, 1e-9)))) if self._untried and len(self._choices) > 1 else 0
+
     def took(self, threads: int, seconds: float, steps: int) -> None:
         """What a step took, in a call of so many."""
-        if self._untried and steps >= TRIAL:
-            self._seconds[self._untried.pop(0)] = seconds
-            if not self._untried:
-                self._chosen = min(self._seconds, key=self._seconds.__getitem__)
-                self._tried = time.perf_counter()
+        if not self._untried or steps < TRIAL_STEPS[0]:
+            return
+        self._seconds[self._untried.pop(0)] = seconds
+        if not self._untried:
+            before, self._chosen = self._chosen, min(self._seconds, key=self._seconds.__getitem__)
+            self._pause = min(2 * self._pause, TRIED_AGAIN[1]) if self._chosen == before else TRIED_AGAIN[0]
+            self._tried = time.perf_counter()
 
 
 def _check(code: int) -> None:
@@ -366,5 +371,3 @@ def loss_of(exact: NativeEngine, rounded: NativeEngine, ids: Sequence[int]) -> f
     return float(_library().charrnn_divergence(exact.log_shares(ids), rounded.log_shares(ids), size)) / len(ids) / 0.6931471805599453
 
 
-def unfit(reason: object) -> UserError:
-    return UserError(f"--backend native: {reason}; expected a model and flags that it can; set --backend auto")

@@ -32,20 +32,26 @@ WIDEST = 1000  # of a beam, as decoding.beam_width has it
 OWN_TEXT = {"lm": "sample"}
 
 
-def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
-    """The model that a person names, or the newest, and then it is said which.
+def named(model: str | None) -> Path:
+    """The file of the model that a person names, or of the newest, and then it is said which. Raises UserError where there is none."""
+    from charrnn.model_file import find_model
+
+    path = find_model(model)
+    if model is None:
+        typer.echo(f"charrnn: no model is named, so the newest run is taken: {printable(str(path))}", err=True)
+    return path
+
+
+def load(model: str | Path | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
+    """The model that a person names, or the newest, or the one of a file that was found already.
 
     Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
     """
     from charrnn.checkpoint import build_model, load_model
     from charrnn.device import resolve_device
-    from charrnn.model_file import find_model
 
     where = resolve_device(device)
-    path = find_model(model)
-    if model is None:
-        typer.echo(f"charrnn: no model is named, so the newest run is taken: {printable(str(path))}", err=True)
-    loaded = load_model(path, str(where))
+    loaded = load_model(named(model) if model is None or isinstance(model, str) else model, str(where))
     own = loaded.config.task
     if task is not None and own != task:
         needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"

@@ -8,6 +8,7 @@ namespace {
 
 using W = Vec<double>;
 constexpr int PANEL = LANES / lanes<float>;  // vectors of a panel
+constexpr size_t BLOCK = 64;                 // ids whose shares are summed before one of them is looked for
 
 // e^x for x <= 0, 0 for what is smaller than all normal numbers: x = (n + f) ln 2, e^(f ln 2) by its series. Relative error 1e-15.
 inline W exp_of(W x) {
@@ -151,9 +152,9 @@ inline void byte_product_of(int64_t panels, const int8_t* w, int64_t groups, con
     return byte_product<4>(w, groups, x.high, x.low, high, low);
 }
 
-inline double sum_of(F v) {
+template <class V> inline double sum_of(V v) {
     double total = 0;
-    for (int i = 0; i < lanes<float>; ++i) total += v[i];
+    for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) total += v[i];
     return total;
 }
 
@@ -286,7 +287,7 @@ class Walker {
     std::vector<Bytes> h_bytes;    // of each layer's h,
     std::vector<int64_t> h_step;   // after so many steps
     Bytes x_bytes;
-    std::vector<double> scores, shares, sorted;
+    std::vector<double> scores, shares, blocks, kept;
     std::vector<std::pair<double, int32_t>> order;
 
     void arrive() { d.progress[thread].phase.store(++phase, std::memory_order_release); }
@@ -470,28 +471,67 @@ class Walker {
         double best = -HUGE_VAL;
         for (int64_t i = 0; i < n; ++i) best = std::max(best, scores[i]);
         for (int64_t i = 0; i < n; ++i) scores[i] -= best;
-        const double whole = log(sum_up());
+        const double whole = log(exponentiate());
         for (int64_t i = 0; i < n; ++i) task.log_shares[step * n + i] = (float)(scores[i] - whole);
     }
 
     void read_scores(int64_t r) {
-        const int64_t n = d.model.vocabulary, width = padded(n, LANES);
+        typedef float Floats __attribute__((vector_size(CHARRNN_BYTES / 2)));
+        const int64_t n = d.model.vocabulary, width = padded(n, BLOCK);
         const float* logits = d.logits.data() + r * d.head.size();
         scores.resize(width);
-        double sum = 0;
-        for (int64_t i = 0; i < n; ++i) sum += scores[i] = logits[i];
+        W sum = W{};
+        for (int64_t i = 0; i < d.head.size(); i += lanes<double>) {  // beyond V they are 0
+            Floats some;
+            __builtin_memcpy(&some, logits + i, sizeof some);
+            const W wide = __builtin_convertvector(some, W);
+            sum += wide;
+            store(&scores[i], wide);
+        }
         for (int64_t i = n; i < width; ++i) scores[i] = -HUGE_VAL;
-        if (!std::isfinite(sum)) d.failed.store(true, std::memory_order_relaxed);
+        if (!std::isfinite(sum_of(sum))) d.failed.store(true, std::memory_order_relaxed);
     }
 
-    // shares[i]: e^scores[0] + … + e^scores[i], of scores of which the best is 0. Returns the last.
-    double sum_up() {
-        const int64_t width = (int64_t)scores.size();
-        shares.resize(width);
-        for (int64_t i = 0; i < width; i += lanes<double>) store(&shares[i], exp_of(load(&scores[i])));
+    int64_t best_score() const {
+        W most = W{} - HUGE_VAL;
+        for (size_t i = 0; i < scores.size(); i += lanes<double>) {
+            const W v = load(&scores[i]);
+            most = v > most ? v : most;
+        }
+        double best = most[0];
+        for (int i = 1; i < lanes<double>; ++i) best = std::max(best, most[i]);
+        return std::find(scores.begin(), scores.end(), best) - scores.begin();  // the first; behind all where they are no numbers
+    }
+
+    // shares: e^scores, of scores of which the best is 0; blocks: sums of 64 each. Returns the sum of all.
+    double exponentiate() {
+        shares.resize(scores.size());
+        blocks.resize(scores.size() / BLOCK);
+        double whole = 0;
+        for (size_t block = 0; block < blocks.size(); ++block) {
+            W sum = W{};
+            for (size_t i = block * BLOCK; i < (block + 1) * BLOCK; i += lanes<double>) {
+                const W e = exp_of(load(&scores[i]));
+                sum += e;
+                store(&shares[i], e);
+            }
+            whole += blocks[block] = sum_of(sum);
+        }
+        return whole;
+    }
+
+    // The first id at which the sum of the shares lies above `target`, so that one of share 0 is never found.
+    int64_t found_at(double target) const {
+        size_t block = 0;
         double sum = 0;
-        for (int64_t i = 0; i < width; ++i) shares[i] = sum += shares[i];
-        return sum;
+        for (; block + 1 < blocks.size() && sum + blocks[block] <= target; ++block) sum += blocks[block];
+        size_t last = block * BLOCK;
+        for (size_t i = last; i < shares.size(); ++i) {
+            if (shares[i] == 0) continue;
+            last = i;
+            if ((sum += shares[i]) > target) break;
+        }
+        return (int64_t)last;  // rounding may leave the target unreached
     }
 
     // The filters of sampling.py, in their order, and its draw.
@@ -507,19 +547,18 @@ class Walker {
         for (const int32_t id : d.unwritten) scores[id] = -HUGE_VAL;
         if (o.repetition_penalty != 1) penalize(text.history);
         if (o.no_repeat_ngram) ban_repeats(text.history);
-        const int64_t best = std::max_element(scores.begin(), scores.begin() + n) - scores.begin();
+        const int64_t best = std::min(best_score(), n - 1);
         int64_t id = best;
         if (o.temperature != 0) {
             const double most = scores[best];
-            for (int64_t i = 0; i < n; ++i) scores[i] = (scores[i] - most) / o.temperature;
+            for (size_t i = 0; i < scores.size(); i += lanes<double>) store(&scores[i], (load(&scores[i]) - most) / o.temperature);
             if (o.top_k > 0 && o.top_k < n) keep_top_k(o.top_k);
             if (o.top_p < 1) keep_top_p(o.top_p);
             if (o.min_p > 0) keep_above(log(o.min_p));
-            const double whole = sum_up();
+            const double whole = exponentiate();
             const uint64_t first = text.generator(), second = text.generator();
             const double uniform = (double)((first << 32 | second) & ((1ull << 53) - 1)) * 0x1p-53;  // as torch.rand has it of doubles
-            id = std::upper_bound(shares.begin(), shares.begin() + n, uniform * whole) - shares.begin();
-            if (id == n) id = best;
+            id = std::min(found_at(uniform * whole), n - 1);
         }
         if (id != d.model.end) {
             text.empty = false;
@@ -556,29 +595,27 @@ class Walker {
     }
 
     void keep_top_k(int64_t k) {
-        sorted.assign(scores.begin(), scores.begin() + d.model.vocabulary);
-        std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<double>());
-        keep_above(sorted[k - 1]);
+        kept.assign(scores.begin(), scores.begin() + d.model.vocabulary);
+        std::nth_element(kept.begin(), kept.begin() + (k - 1), kept.end(), std::greater<double>());
+        keep_above(kept[k - 1]);
     }
 
     void keep_top_p(double p) {
         const int64_t n = d.model.vocabulary;
-        const double whole = sum_up();
+        const double whole = exponentiate();
         // What is so improbable that all that is no more probable does not hold 1 - p together is behind the nucleus.
         const double least = (1 - p) * whole / (double)n * (1 - 1e-9);
         order.clear();
-        for (int64_t i = 0; i < n; i += lanes<double>) {
-            const W e = exp_of(load(&scores[i]));
-            for (int j = 0; j < lanes<double> && i + j < n; ++j)
-                if (e[j] >= least && e[j] > 0) order.emplace_back(-e[j], (int32_t)(i + j));
-        }
+        for (int64_t i = 0; i < n; ++i)
+            if (shares[i] >= least && shares[i] > 0) order.emplace_back(-shares[i], (int32_t)i);
         std::sort(order.begin(), order.end());  // equals by their ids
         double held = 0;
-        size_t kept = 0;
-        for (; kept < order.size() && (kept == 0 || held < p * whole); ++kept) held -= order[kept].first;
-        sorted.assign(n, -HUGE_VAL);
-        for (size_t i = 0; i < kept; ++i) sorted[order[i].second] = scores[order[i].second];
-        std::copy(sorted.begin(), sorted.end(), scores.begin());
+        kept.assign(scores.size(), -HUGE_VAL);
+        for (const auto& [negative, id] : order) {
+            kept[id] = scores[id];
+            if ((held -= negative) >= p * whole) break;
+        }
+        scores.swap(kept);
     }
 };
 

@@ -80,8 +80,6 @@ struct alignas(64) Progress {
     std::atomic<int64_t> phase{0};
 };
 
-struct Walk;
-
 // What a call does, step by step.
 struct Task {
     const int32_t* read = nullptr;        // (steps), by row 0, or null: what is drawn is read
