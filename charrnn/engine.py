@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -343,7 +344,8 @@ def _ids(ids: Sequence[int]) -> Any:
 def _chosen(options: SamplingOptions, texts: Texts) -> Any:
     return ctypes.byref(
         _Options(
-            temperature=options.temperature,
+            # Numbers too small for the exponent are 0 to it, and 0 is greedy; the smallest that is not means the same as they do.
+            temperature=max(options.temperature, sys.float_info.min) if options.temperature else 0.0,
             top_p=1.0 if options.top_p is None else options.top_p,
             min_p=options.min_p or 0.0,
             repetition_penalty=options.repetition_penalty,
@@ -369,5 +371,3 @@ def loss_of(exact: NativeEngine, rounded: NativeEngine, ids: Sequence[int]) -> f
     """
     size = len(ids) * len(exact.vocabulary)
     return float(_library().charrnn_divergence(exact.log_shares(ids), rounded.log_shares(ids), size)) / len(ids) / 0.6931471805599453
-
-

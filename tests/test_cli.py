@@ -136,8 +136,8 @@ class TestHelp:
         code = (
             "import contextlib, sys\n"
             "from typer.main import get_command\n"
-            "from charrnn.cli import app, main\n"
-            "for name in get_command(app).commands:\n"
+            "from charrnn.cli import application, main\n"
+            "for name in get_command(application()).commands:\n"
             "    with contextlib.suppress(SystemExit):\n"
             "        main([name, '--help'])\n"
             "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
