@@ -24,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from charrnn.data.documents import separator_of
 from charrnn.errors import ConfigError, did_you_mean, short
+from charrnn.options import separator_of
 from charrnn.plain_yaml import Loader, parse_yaml
 
 

@@ -18,16 +18,15 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from charrnn.data.documents import separator_of
 from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.errors import CheckpointError, ConfigError, not_finite
 from charrnn.model_file import Header, read_header
 from charrnn.ops.library import library_path
-from charrnn.options import SamplingOptions
+from charrnn.options import SamplingOptions, separator_of
 from charrnn.plain_yaml import parse_yaml
 
 if TYPE_CHECKING:
-    from charrnn.generation import Texts
+    from charrnn.texts import Texts
 
 INSTRUCTIONS = ("plain", "avx2", "avx512", "vnni")  # from least to most, as csrc/decode.cpp counts them
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}  # in the order of csrc/native.h
@@ -213,7 +212,7 @@ def open_language_model(path: Path) -> Language:
 
 
 class NativeEngine:
-    """An engine of generation.py. `int8`: weights in bytes, a scale a row, what they are multiplied with in 16 bits, a scale a vector."""
+    """An engine of texts.py. `int8`: weights in bytes, a scale a row, what they are multiplied with in 16 bits, a scale a vector."""
 
     def __init__(self, model: Language, *, int8: bool = False, instruction_set: str | None = None, threads: int | None = None) -> None:
         """Raises MemoryError. `threads`: at most two of them; None for what turns out to be faster, text by text."""

@@ -35,3 +35,8 @@ class SamplingOptions:
 def expect(holds: bool, flag: str, value: object, expectation: str) -> None:
     if not holds:
         raise UserError(f"{flag} {value}: expected {expectation}")
+
+
+def separator_of(documents: str | None, format: str) -> str:
+    """What is written between two documents, so that the text reads as the corpus did."""
+    return "\n" if "lines" in (documents, format) else "\n\n"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from charrnn.constraints import Mask
 from charrnn.data.vocabulary import opening
 from charrnn.errors import not_finite
-from charrnn.generation import Texts
 from charrnn.options import SamplingOptions
+from charrnn.texts import Texts
 
 PRIME_WINDOW = 1024  # characters of a prime read at once: the logits of a whole file would not fit in memory
 
@@ -198,7 +198,7 @@ def run_on(model: nn.Module, ids: Sequence[int], rows: int, choose: Callable[[Te
 
 
 def draw(model: nn.Module, texts: Texts) -> Generator[list[list[int]], None, None]:
-    """An engine of generation.py: one step at a time, with PyTorch."""
+    """An engine of texts.py: one step at a time, with PyTorch."""
     vocabulary, options = texts.vocabulary, texts.options
     generators = [torch.Generator().manual_seed(seed) for seed in texts.seeds]
     remembers = options.repetition_penalty != 1 or options.no_repeat_ngram > 0

@@ -32,11 +32,12 @@ from charrnn.constraints import Constraint, Mask
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.engine import NativeEngine, Unfit, instructions, loss_of, open_language_model
 from charrnn.errors import UserError
-from charrnn.generation import Engine, generate
+from charrnn.generation import generate
 from charrnn.models.char_rnn import CharRNN
 from charrnn.ops.cells import CELLS
 from charrnn.options import SamplingOptions
 from charrnn.randomness import base_seed, seed_of
+from charrnn.texts import Engine
 
 LETTERS = "\n !" + string.ascii_letters
 STREAM = Vocabulary(("unknown",), LETTERS)

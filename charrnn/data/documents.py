@@ -10,11 +10,6 @@ from charrnn.errors import DataError
 LONGEST = 1 << 26  # characters of one line or document that has to be whole in memory
 
 
-def separator_of(documents: str | None, format: str) -> str:
-    """What is written between two documents, so that the text reads as the corpus did."""
-    return "\n" if "lines" in (documents, format) else "\n\n"
-
-
 def split_documents(texts: Iterable[str], documents: str) -> Iterator[tuple[str, list[int]]]:
     """One file's text as its documents: pieces of text, each with the places in it behind which a document closes.
 
