@@ -70,12 +70,15 @@ class _Options(ctypes.Structure):
 
 @functools.cache
 def _library() -> Any:
-    """The library; None where the package was installed without it."""
+    """The library; None where the package was installed without it, or it was compiled from other sources than these."""
     path = library_path()
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
+    made = getattr(library, "charrnn_decoder_bytes", None)
+    if made is None or made() != ctypes.sizeof(_Model) + ctypes.sizeof(_Options):
+        return None
     library.charrnn_decoder_has.argtypes = [number]
     library.charrnn_decoder_new.argtypes = [ctypes.POINTER(_Model)]
     library.charrnn_decoder_new.restype = pointer
@@ -187,7 +190,8 @@ def open_language_model(path: Path) -> Language:
     Of a damaged one either; what is wrong with it is `checkpoint.load_model`'s to say.
     """
     if not instructions():
-        raise Unfit("it was not compiled when charrnn was installed; install a C++ compiler (g++ or clang++), then charrnn again")
+        remedy = "install a C++ compiler (g++ or clang++), then charrnn again"
+        raise Unfit(f"it was not compiled when charrnn was installed, or from other sources than these; {remedy}")
     header = read_header(path)
     metadata = header.metadata
     try:

@@ -61,7 +61,7 @@ def classify(
         require_matplotlib("--confusion")
         expect_place(confusion, "--confusion", (".png",))
     from charrnn import classifying
-    from charrnn.config import user_path
+    from charrnn.paths import user_path
     from charrnn.tables import columns, confusion_table, named
 
     loaded, network = load(model, device, "classify")

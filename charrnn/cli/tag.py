@@ -67,7 +67,7 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
-    from charrnn.config import user_path
+    from charrnn.paths import user_path
     from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
 

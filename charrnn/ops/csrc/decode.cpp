@@ -225,6 +225,9 @@ constexpr int DONE = 0, NOT_FINITE = 1, NO_MEMORY = 2;
 // Whether this processor runs an instruction set, by its number in engine.py.
 CHARRNN_EXPORT int charrnn_decoder_has(int64_t instructions) { return instructions < INSTRUCTIONS && has(instructions); }
 
+// What the caller's idea of a model and of options has to be as large as: sources and library may be of different days.
+CHARRNN_EXPORT int64_t charrnn_decoder_bytes() { return sizeof(Model) + sizeof(Options); }
+
 // A decoder, or null where there was no memory. It holds nothing of what it was made of.
 CHARRNN_EXPORT Decoder* charrnn_decoder_new(const Model* model) {
     try {

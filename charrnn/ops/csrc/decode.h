@@ -201,19 +201,19 @@ void multiply(const Matrix& m, int64_t block, const Input& in, int64_t rows, flo
 
 inline void lstm_units(const float* of_x, const float* of_h, float* c, float* h) {
     for (int v = 0; v < PANEL; ++v, of_x += lanes<float>, of_h += lanes<float>, c += lanes<float>, h += lanes<float>) {
-        const F i = sigmoid(load(of_x) + load(of_h)), f = sigmoid(load(of_x + LANES) + load(of_h + LANES));
-        const F g = tanh_of(load(of_x + 2 * LANES) + load(of_h + 2 * LANES)), o = sigmoid(load(of_x + 3 * LANES) + load(of_h + 3 * LANES));
+        const F i = sigmoid<float>(load(of_x) + load(of_h)), f = sigmoid<float>(load(of_x + LANES) + load(of_h + LANES));
+        const F g = tanh_of<float>(load(of_x + 2 * LANES) + load(of_h + 2 * LANES)), o = sigmoid<float>(load(of_x + 3 * LANES) + load(of_h + 3 * LANES));
         const F cell = f * load(c) + i * g;
         store(c, cell);
-        store(h, o * tanh_of(cell));
+        store(h, o * tanh_of<float>(cell));
     }
 }
 
 inline void gru_units(const float* of_x, const float* of_h, const float* bias_h, const float* before, float* h) {
     for (int v = 0; v < PANEL; ++v) {
         const int at = v * lanes<float>;
-        const F r = sigmoid(load(of_x + at) + load(of_h + at)), z = sigmoid(load(of_x + at + LANES) + load(of_h + at + LANES));
-        const F n = tanh_of(load(of_x + at + 2 * LANES) + r * (load(of_h + at + 2 * LANES) + load(bias_h + at + 2 * LANES)));
+        const F r = sigmoid<float>(load(of_x + at) + load(of_h + at)), z = sigmoid<float>(load(of_x + at + LANES) + load(of_h + at + LANES));
+        const F n = tanh_of<float>(load(of_x + at + 2 * LANES) + r * (load(of_h + at + 2 * LANES) + load(bias_h + at + 2 * LANES)));
         store(h + at, n + z * (load(before + at) - n));
     }
 }
@@ -221,7 +221,7 @@ inline void gru_units(const float* of_x, const float* of_h, const float* bias_h,
 inline void rnn_units(bool relu, const float* of_x, const float* of_h, int64_t count, float* h) {
     for (int64_t i = 0; i < count; i += lanes<float>) {
         const F sum = load(of_x + i) + load(of_h + i);
-        store(h + i, relu ? (sum < 0 ? F{} : sum) : tanh_of(sum));  // a NaN stays one
+        store(h + i, relu ? (sum < 0 ? F{} : sum) : tanh_of<float>(sum));  // a NaN stays one
     }
 }
 
