@@ -609,11 +609,14 @@ class Walker {
         for (int64_t i = 0; i < n; ++i)
             if (shares[i] >= least && shares[i] > 0) order.emplace_back(-shares[i], (int32_t)i);
         std::sort(order.begin(), order.end());  // equals by their ids
+        // Rounded as PyTorch rounds: among equals the sum may meet p to the last bit.
         double held = 0;
         kept.assign(scores.size(), -HUGE_VAL);
         for (const auto& [negative, id] : order) {
+            const double share = -negative / whole;
+            held += share;
+            if (held - share >= p && id != order[0].second) break;
             kept[id] = scores[id];
-            if ((held -= negative) >= p * whole) break;
         }
         scores.swap(kept);
     }
