@@ -67,9 +67,9 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
-    from charrnn.paths import user_path
     from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
+    from charrnn.paths import user_path
 
     loaded, network = load(model, device, "tag")
     data = config_of(loaded, set_).data
