@@ -25,7 +25,8 @@ from charrnn.decoding import Draw, Hypothesis, beam_search, greedy
 from charrnn.device import seeded
 from charrnn.errors import DataError
 from charrnn.models.captioner import Captioner
-from charrnn.sampling import SamplingOptions, filter_logits, finite_scores, sample
+from charrnn.options import SamplingOptions
+from charrnn.sampling import filter_logits, finite_scores, sample
 from charrnn.tasks.caption import ALIKE, limited
 
 GROUP = 16  # pictures that are encoded side by side

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,24 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from charrnn import __version__
-from charrnn.config import Config, build_config, parse_yaml, user_path
+from charrnn.atomic import write_atomically
+from charrnn.config import Config, build_config
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean, short
+from charrnn.errors import CheckpointError, ConfigError, short
+from charrnn.model_file import FORMAT, FORMAT_VERSION, read_header
 from charrnn.models import Architecture, build_architecture
+from charrnn.plain_yaml import parse_yaml
 
-FORMAT = "charrnn"
-FORMAT_VERSION = 1  # of model files; a reader refuses what is newer than itself
 STATE_VERSION = 1
-MAX_HEADER = 64 << 20  # bytes; a vocabulary of all of Unicode needs a quarter of it
-RUNS = Path("runs")
-
-
-class WriteError(UserError):
-    """A file that cannot be written; what it held before is still there."""
-
-
-class ForeignError(CheckpointError):
-    """A .safetensors file that holds something else than a model of ours."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +43,10 @@ class Loaded:
     path: Path
     labels: tuple[str, ...] = ()  # what it answers with; () for characters
 
-
-def write_atomically(
-    path: Path, payload: bytes | Iterable[bytes], remedy: str = "free some space or name another run directory in `run`"
-) -> None:
-    """Write a file, whole or in pieces, so that a reader, or a crash at any moment, sees the old content or the new, never half.
-
-    Raises WriteError, which ends with `remedy`.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with open(partial, "wb") as file:
-                file.writelines([payload] if isinstance(payload, bytes) else payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        if os.name == "posix":  # the new name is on the disk only when its directory is
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
+    @property
+    def separator(self) -> str:
+        """What is written between two documents."""
+        return self.config.data.separator
 
 
 def save_model(
@@ -111,7 +77,7 @@ def save_model(
 def load_model(path: Path | str, device: str = "cpu") -> Loaded:
     """Read a model file that nobody vouches for. Raises CheckpointError, one line, where it is not whole or not ours."""
     path = Path(path)
-    metadata = _read_metadata(path)
+    metadata = read_header(path).metadata
     try:
         weights = safetensors.torch.load_file(path, device=device)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -134,44 +100,6 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
     _check_weights(path, weights, config, vocabulary, labels)
     return Loaded(weights, config, vocabulary, step, metrics, path, labels)
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read by hand so that no claim in it is believed before it is checked."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(8)
-            if len(head) < 8:
-                raise CheckpointError(f"{path}: {size} bytes long; expected a .safetensors file that charrnn wrote")
-            (length,) = struct.unpack("<Q", head)
-            if length > size - 8 or length > MAX_HEADER:
-                # Only now: a sound header may be as long as these bytes say, but read as a length a pickle's are enormous.
-                if head.startswith((b"PK", b"\x80")):
-                    expected = "best.safetensors beside it" if path.name == "last.state.pt" else "a .safetensors file that charrnn wrote"
-                    raise CheckpointError(f"{path}: a pickle file, which could run code and is not opened as a model; expected {expected}")
-                fact = f"its header claims {length} bytes and the file has {size}"
-                raise CheckpointError(f"{path}: {fact}; it is cut off or not a .safetensors file, so copy it again")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a model that charrnn train wrote") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: its header is not JSON; it is damaged or not a .safetensors file") from None
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not all(isinstance(v, str) for v in metadata.values()):
-        expected = "best.safetensors or last.safetensors of a run"
-        raise ForeignError(f"{path}: a .safetensors file, but not one that charrnn wrote; expected {expected}")
-    version = str(metadata.get("format_version"))
-    if not version.isdecimal() or len(version) > 9 or int(version) > FORMAT_VERSION:  # int() refuses thousands of digits
-        raise CheckpointError(
-            f"{path}: written by charrnn {short(metadata.get('charrnn_version'))} in format {short(version)}, and charrnn "
-            f"{__version__} reads formats up to {FORMAT_VERSION}; upgrade charrnn"
-        )
-    return metadata
 
 
 def _as_settings(text: str) -> dict[str, Any]:
@@ -230,61 +158,6 @@ def copy_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Copy weights of the same names and shapes into a model."""
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])
-
-
-def find_model(model: str | None) -> Path:
-    """The model file that a run directory, a file name, or nothing (the newest run under ./runs) stands for. Raises UserError."""
-    path = None if model is None else user_path(model, "model")
-    try:
-        return _newest() if path is None else _found(path)
-    except OSError as error:
-        place = error.filename or path or RUNS
-        raise UserError(f"{place}: cannot be read: {error.strerror or error}; name a run or model file that you may read") from None
-
-
-def is_model(name: str) -> bool:
-    """Whether a name is that of a model file, or of a run directory that has one: not of what a model is to read."""
-    path = user_path(name, "model")
-    return path.suffix == ".safetensors" or (path.is_dir() and _model_of(path) is not None)
-
-
-def is_foreign(name: str) -> bool:
-    """Whether a name is that of a whole .safetensors file which holds something else than a model of ours."""
-    path = user_path(name, "model")
-    try:
-        _read_metadata(path)
-    except ForeignError:
-        return True
-    except CheckpointError:  # told of where it is loaded
-        return False
-    return False
-
-
-def _newest() -> Path:
-    candidates = [found for run in RUNS.glob("*") if (found := _model_of(run))]
-    if not candidates:
-        looked = f"no model is named, and no run under {RUNS.resolve()} has one (best.safetensors or last.safetensors in a directory of it)"
-        raise UserError(f"{looked}; name a run directory or train one first")
-    return max(candidates, key=lambda path: path.stat().st_mtime)
-
-
-def _found(path: Path) -> Path:
-    if path.is_dir():
-        if found := _model_of(path):
-            return found
-        raise UserError(f"{path}: the directory holds neither best.safetensors nor last.safetensors; name a run that has trained")
-    if path.exists():
-        return path
-    if (in_runs := RUNS / path).exists():
-        hint = f"; did you mean {str(in_runs)!r}?"
-    else:
-        known = [str(entry) for folder in (RUNS, path.parent) if folder.is_dir() for entry in folder.iterdir()]
-        hint = did_you_mean(str(path), known) or "; name a run directory or a .safetensors file"
-    raise UserError(f"{path}: no such run or model file{hint}")
-
-
-def _model_of(run: Path) -> Path | None:
-    return next((run / name for name in ("best.safetensors", "last.safetensors") if (run / name).is_file()), None)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

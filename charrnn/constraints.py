@@ -1,17 +1,18 @@
 """What a text may go on with: masks over the ids, combinable, one value for each text.
 
-Axes: B batch, V vocabulary.
+Axes: V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]  # (V,)
 
 
 class Constraint(Protocol):
@@ -22,7 +23,7 @@ class Constraint(Protocol):
         """Whether nothing may follow: the text ends here, whatever the model says."""
         ...
 
-    def allowed(self) -> Tensor | None:
+    def allowed(self) -> Mask | None:
         """Which ids may come next, (V,) bool, at least one of them; None for all. Read, never written, by who asks."""
         ...
 
@@ -43,8 +44,8 @@ class Every:
     def over(self) -> bool:
         return any(part.over for part in self.parts)
 
-    def allowed(self) -> Tensor | None:
-        joint: Tensor | None = None
+    def allowed(self) -> Mask | None:
+        joint: Mask | None = None
         for part in self.parts:
             mask = part.allowed()
             if joint is None or mask is None:
@@ -63,20 +64,3 @@ class Every:
         other = copy.copy(self)
         other.parts = [part.copy() for part in self.parts]
         return other
-
-
-def restrict(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
-    """-inf, in place, for what a row's mask does not allow: logits (B, V). Rows that share a mask are masked at once."""
-    distinct: dict[int, Tensor] = {}  # by identity
-    places: dict[int, int] = {}
-    for mask in masks:
-        if mask is not None and id(mask) not in distinct:
-            places[id(mask)] = len(distinct)
-            distinct[id(mask)] = mask
-    if not distinct:
-        return
-    forbidden = ~torch.stack(list(distinct.values()))  # (distinct masks, V)
-    if any(mask is None for mask in masks):
-        places[id(None)] = len(forbidden)
-        forbidden = torch.cat([forbidden, torch.zeros_like(forbidden[:1])])
-    logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[[places[id(mask)] for mask in masks]], -math.inf)

@@ -54,6 +54,12 @@ class CheckpointError(UserError):
     """A model file that cannot be read or does not fit."""
 
 
+def not_finite() -> UserError:
+    """What to raise of a model that nothing can be drawn from."""
+    remedy = "its training diverged, so sample from an earlier checkpoint"
+    return UserError(f"the model answers with numbers that are not finite; expected finite logits; {remedy}")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message, `; did you mean 'x'?`, for the closest known word whatever its case; or nothing."""
     by_case = {name.casefold(): name for name in known}

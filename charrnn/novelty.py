@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from charrnn.checkpoint import WriteError, write_atomically
+from charrnn.atomic import WriteError, write_atomically
+from charrnn.constraints import Mask
 from charrnn.data.corpus import Ids, encode_text
 from charrnn.data.formats import Reading
 from charrnn.data.vocabulary import Vocabulary
@@ -214,7 +213,7 @@ class NoCopy:
     def over(self) -> bool:
         return False
 
-    def allowed(self) -> Tensor | None:
+    def allowed(self) -> Mask | None:
         if len(self.recent) < self.n - 1:
             return None
         following = self.index.following(self.recent)
@@ -226,7 +225,7 @@ class NoCopy:
         mask[:first] = True
         if not mask[first:].any():
             return None
-        return torch.from_numpy(mask)
+        return mask
 
     def advance(self, id_: int) -> None:
         if id_ < len(self.index.vocabulary.symbols):

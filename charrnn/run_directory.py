@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn import __version__
-from charrnn.checkpoint import WriteError, write_atomically
+from charrnn.atomic import WriteError, write_atomically
 from charrnn.config import Config, load_config
 from charrnn.errors import UserError, short
 from charrnn.lock import locked

@@ -10,45 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import UserError
+from charrnn.constraints import Mask
+from charrnn.data.vocabulary import opening
+from charrnn.errors import not_finite
+from charrnn.options import SamplingOptions
+from charrnn.texts import Texts
 
 PRIME_WINDOW = 1024  # characters of a prime read at once: the logits of a whole file would not fit in memory
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How an id is chosen. Raises UserError, naming the flag, for a value that cannot mean anything."""
-
-    temperature: float = 0.8  # 0 is greedy
-    top_k: int | None = None  # only the k most probable
-    top_p: float | None = None  # only the most probable that hold this share together (Holtzman et al. 2020)
-    min_p: float | None = None  # only those at least this share as probable as the best (Nguyen et al. 2024)
-    repetition_penalty: float = 1.0  # on what stands in the last `repetition_window` characters (Keskar et al. 2019)
-    repetition_window: int = 64
-    no_repeat_ngram: int = 0  # no run of so many characters twice in a document; 0 is off
-
-    def __post_init__(self) -> None:
-        k, p, least, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
-        all_stay = "leave the flag out to keep all characters"
-        expect(0 <= self.temperature < math.inf, "--temperature", self.temperature, "a number from 0 up; 0 is greedy")
-        expect(k is None or k >= 1, "--top-k", k, f"at least 1; {all_stay}")
-        expect(p is None or 0 < p <= 1, "--top-p", p, f"a share above 0 and at most 1; {all_stay}")
-        expect(least is None or 0 <= least <= 1, "--min-p", least, f"a share from 0 to 1; {all_stay}")
-        expect(0 < penalty < math.inf, "--repetition-penalty", penalty, "a number above 0; 1 changes nothing, 1.2 is usual")
-        expect(self.repetition_window >= 1, "--repetition-window", self.repetition_window, "at least 1 character")
-        expect(self.no_repeat_ngram >= 0, "--no-repeat-ngram", self.no_repeat_ngram, "a number of characters; 0 is off")
-
-
-def expect(holds: bool, flag: str, value: object, expectation: str) -> None:
-    if not holds:
-        raise UserError(f"{flag} {value}: expected {expectation}")
 
 
 def penalize_repetition(logits: Tensor, history: Sequence[Sequence[int]], penalty: float, window: int) -> Tensor:
@@ -141,6 +115,23 @@ def filter_logits(logits: Tensor, options: SamplingOptions, history: Sequence[Se
     return logits
 
 
+def restrict(logits: Tensor, masks: Sequence[Mask | None]) -> None:
+    """-inf, in place, for what a row's mask does not allow: logits (B, V). Rows that share a mask are masked at once."""
+    distinct: dict[int, Mask] = {}  # by identity
+    places: dict[int, int] = {}
+    for mask in masks:
+        if mask is not None and id(mask) not in distinct:
+            places[id(mask)] = len(distinct)
+            distinct[id(mask)] = mask
+    if not distinct:
+        return
+    forbidden = ~torch.from_numpy(np.stack(list(distinct.values())))  # (distinct masks, V)
+    if any(mask is None for mask in masks):
+        places[id(None)] = len(forbidden)
+        forbidden = torch.cat([forbidden, torch.zeros_like(forbidden[:1])])
+    logits.masked_fill_(forbidden if len(forbidden) == 1 else forbidden[[places[id(mask)] for mask in masks]], -math.inf)
+
+
 def sample(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.Generator]) -> Tensor:
     """One id a row, from what filter_logits left: (B, V) -> (B,). A row draws one number, from its own generator."""
     if options.temperature == 0:
@@ -149,14 +140,6 @@ def sample(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.
     uniform = torch.cat([torch.rand(1, 1, dtype=torch.float64, generator=generator) for generator in generators])  # (B, 1) in [0, 1)
     # `right` finds the first id whose cumulative share lies above the draw, so an id of share 0 is never found.
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
-
-
-def opening(vocabulary: Vocabulary, prime_ids: Sequence[int]) -> list[int]:
-    """What the model reads before it writes. A document follows the `end` of another; a stream has lines, or else just begins."""
-    if vocabulary.end is not None:
-        return [vocabulary.end, *prime_ids]
-    start = "\n" if "\n" in vocabulary else vocabulary.characters[0]
-    return list(prime_ids) or [vocabulary.id(start)]
 
 
 State = tuple[tuple[Tensor, ...], ...]  # a layer: (h,) or (h, c), each (B, H)
@@ -180,8 +163,7 @@ def finite_scores(logits: Tensor) -> Tensor:
     """What a draw is made from: (B, V) of its own, in float64 on the CPU. Raises UserError for a model that is no use."""
     scores = logits.to("cpu", torch.float64, copy=True)
     if not math.isfinite(float(scores.sum())):
-        remedy = "its training diverged, so sample from an earlier checkpoint"
-        raise UserError(f"the model answers with numbers that are not finite; expected finite logits; {remedy}")
+        raise not_finite()
     return scores
 
 
@@ -213,3 +195,32 @@ def run_on(model: nn.Module, ids: Sequence[int], rows: int, choose: Callable[[Te
             yield drawn
             steps, state = model(drawn.unsqueeze(0).to(device), state)  # (1, B, V)
             logits = steps[-1]
+
+
+def draw(model: nn.Module, texts: Texts) -> Generator[list[list[int]], None, None]:
+    """An engine of texts.py: one step at a time, with PyTorch."""
+    vocabulary, options = texts.vocabulary, texts.options
+    generators = [torch.Generator().manual_seed(seed) for seed in texts.seeds]
+    remembers = options.repetition_penalty != 1 or options.no_repeat_ngram > 0
+    history = [list(texts.prime_ids) for _ in generators]  # of each document
+    empty = [not texts.prime_ids] * len(generators)  # a document without a character has no end
+    end = vocabulary.end
+
+    def choose(scores: Tensor) -> Tensor:  # (B, V) -> (B,)
+        if end is not None and any(empty):
+            scores[empty, end] = -math.inf
+        restrict(scores, texts.masks())
+        return sample(filter_logits(scores, options, history, vocabulary.unwritten), options, generators)
+
+    with closing(run_on(model, opening(vocabulary, texts.prime_ids), len(generators), choose)) as draws:
+        for drawn in draws:
+            ids = drawn.tolist()
+            for i, id_ in enumerate(ids):
+                if id_ == end:
+                    empty[i] = True
+                    history[i].clear()
+                else:
+                    empty[i] = False
+                    if remembers:
+                        history[i].append(id_)
+            yield [[id_] for id_ in ids]

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charrnn.constraints import Constraint, restrict
-from charrnn.data.vocabulary import Vocabulary
-from charrnn.sampling import ban_repeats, evaluating, expect, finite_scores, opening, read, rows_of
+from charrnn.constraints import Constraint
+from charrnn.data.vocabulary import Vocabulary, opening
+from charrnn.options import expect
+from charrnn.sampling import ban_repeats, evaluating, finite_scores, read, restrict, rows_of
 
 SCORED = 1 << 24  # logits held at once where texts are scored …
 SCORED_STEPS = 32  # … of so many steps

@@ -17,19 +17,9 @@ import torch
 from torch import nn
 
 from charrnn import finetuning
-from charrnn.checkpoint import (
-    Loaded,
-    WriteError,
-    check_shapes,
-    copy_weights,
-    find_model,
-    load_model,
-    load_state,
-    save_model,
-    save_state,
-    unfit_state,
-)
-from charrnn.config import Config, user_path
+from charrnn.atomic import WriteError
+from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, load_state, save_model, save_state, unfit_state
+from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.device import keep_freed_memory, resolve_device, resolve_precision, seeded
 from charrnn.errors import UserError, did_you_mean
@@ -37,8 +27,10 @@ from charrnn.evaluation import measure, metrics_of
 from charrnn.gradients import Shards
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
+from charrnn.model_file import find_model
 from charrnn.novelty import keep_text
 from charrnn.optimization import Average, LossWatch, Schedule, advance, build_optimizer, load_optimizer
+from charrnn.paths import user_path
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
 from charrnn.run_state import Counters, believe

@@ -19,13 +19,14 @@ import torch
 from pypinyin import Style, pinyin
 from torch import nn
 
-from charrnn.checkpoint import build_model, find_model, load_model
+from charrnn.checkpoint import build_model, load_model
 from charrnn.config import ModelConfig
 from charrnn.data.forms import parse_form
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.generation import generate
+from charrnn.model_file import find_model
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import SamplingOptions
+from charrnn.options import SamplingOptions
 from charrnn.verse.build import Verse, build_verse
 from charrnn.verse.options import VerseOptions
 

@@ -18,7 +18,7 @@ from charrnn.decoding import Hypothesis
 from charrnn.errors import DataError, UserError
 from charrnn.gallery import MAP, figure, page, shade
 from charrnn.models.captioner import Captioner
-from charrnn.sampling import SamplingOptions
+from charrnn.options import SamplingOptions
 
 VOCABULARY = Vocabulary(("unknown", "end", "blank"), "abc")
 SIZE, REDUCTION = 24, 8

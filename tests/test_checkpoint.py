@@ -14,19 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from charrnn.checkpoint import (
-    WriteError,
-    build_model,
-    find_model,
-    load_model,
-    load_state,
-    save_model,
-    save_state,
-    write_atomically,
-)
+from charrnn.atomic import WriteError, write_atomically
+from charrnn.checkpoint import build_model, load_model, load_state, save_model, save_state
 from charrnn.config import Config, build_config
 from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, UserError
+from charrnn.model_file import find_model
 from charrnn.models.char_rnn import CharRNN
 
 VOCABULARY = Vocabulary(SYMBOLS[:1], "\n abc龍")

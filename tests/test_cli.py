@@ -136,8 +136,8 @@ class TestHelp:
         code = (
             "import contextlib, sys\n"
             "from typer.main import get_command\n"
-            "from charrnn.cli import app, main\n"
-            "for name in get_command(app).commands:\n"
+            "from charrnn.cli import application, main\n"
+            "for name in get_command(application()).commands:\n"
             "    with contextlib.suppress(SystemExit):\n"
             "        main([name, '--help'])\n"
             "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
@@ -844,7 +844,7 @@ class TestBugs:
         monkeypatch.setitem(sys.modules, "charrnn.ops.backends", sys.modules.get("charrnn.ops.backends"))
         said = run("train", "--config", config)
         assert said.code == 1 and said.err.startswith("charrnn: error: out of memory; lower train.batch_size")
-        monkeypatch.setattr("charrnn.checkpoint.find_model", full)
+        monkeypatch.setattr("charrnn.model_file.find_model", full)
         remedy = "lower --num-samples, --best-of or --beam-width, shorten the prime, or set --device cpu"
         assert run("sample").err == f"charrnn: error: out of memory; {remedy}\n"
         assert run("eval").err == "charrnn: error: out of memory; set --device cpu, or end other programs\n"

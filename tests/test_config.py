@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charrnn.config import ALIASES, Config, DataConfig, build_config, keys_of, load_config, parse_yaml
+from charrnn.config import ALIASES, Config, DataConfig, build_config, keys_of, load_config
 from charrnn.errors import ConfigError
+from charrnn.plain_yaml import parse_yaml
 
 LEAST = "data: {path: a.txt}\ntrain: {max_steps: 9}\n"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from charrnn.checkpoint import Loaded, build_model, load_model, save_model
-from charrnn.config import Config, build_config, load_config, parse_yaml
+from charrnn.config import Config, build_config, load_config
 from charrnn.data.corpus import Corpus, load_corpus
 from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, UserError
@@ -24,6 +24,7 @@ from charrnn.finetuning import keeps_head, prepare, report, widen
 from charrnn.models import build_architecture
 from charrnn.models.char_rnn import CharRNN
 from charrnn.models.transcriber import Transcriber
+from charrnn.plain_yaml import parse_yaml
 from charrnn.run_directory import RunDirectory
 from charrnn.tasks import load_task
 from charrnn.training import Trainer, plan, train

@@ -19,17 +19,8 @@ from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import UserError
 from charrnn.generation import generate, prepare_prime
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import (
-    PRIME_WINDOW,
-    SamplingOptions,
-    filter_logits,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalize_repetition,
-    repeats,
-    sample,
-)
+from charrnn.options import SamplingOptions
+from charrnn.sampling import PRIME_WINDOW, filter_logits, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, repeats, sample
 from charrnn.search import beam_search
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
@@ -287,7 +278,7 @@ def test_the_model_and_the_callers_gradients_are_left_as_they_were(stops_early: 
     next(steps)
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
     if stops_early:
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
     else:
         list(steps)
     assert model.training

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from charrnn.config import DataConfig
-from charrnn.constraints import Constraint, Every
+from charrnn.constraints import Constraint, Every, Mask
 from charrnn.data.corpus import encode_text, load_corpus
 from charrnn.data.formats import read_file
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError
 from charrnn.generation import generate
 from charrnn.novelty import GRAM, Index, NoCopy, examine, index_of, keep_text, kept_index, suffix_array, telling
+from charrnn.options import SamplingOptions
 from charrnn.run_directory import TEXT, TEXT_INDEX
-from charrnn.sampling import SamplingOptions
 
 LETTERS = Vocabulary(("unknown", "end"), "abcd")
 STREAM = Vocabulary(("unknown",), "\nabcdefgh")
@@ -288,8 +288,8 @@ def test_it_combines_with_other_constraints() -> None:
     class Only:
         over = False
 
-        def allowed(self) -> Tensor:
-            return torch.tensor([False, False, True, True, False, False])  # a and b
+        def allowed(self) -> Mask:
+            return np.array([False, False, True, True, False, False])  # a and b
 
         def advance(self, id_: int) -> None: ...
 

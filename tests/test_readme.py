@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from charrnn.cli import app, main
+from charrnn.cli import application, main
 from charrnn.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_there_are_commands_of_every_kind() -> None:
 @pytest.mark.parametrize("line", OURS)
 def test_a_command_parses(line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)[1:]
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     assert isinstance(group, TyperGroup)
     command = group.commands[name]
     context = command.make_context(name, arguments)  # raises for an option that does not exist, or a wrong value

@@ -15,11 +15,11 @@ from torch import nn
 
 from charrnn.config import ModelConfig
 from charrnn.data.forms import Form
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.errors import UserError
 from charrnn.generation import generate
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import SamplingOptions, opening
+from charrnn.options import SamplingOptions
 from charrnn.search import SCORED_STEPS, beam_search, best_of, likelihoods
 from charrnn.verse.build import build_verse
 from charrnn.verse.options import VerseOptions

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from charrnn import checkpoint, evaluation, lock, training
+from charrnn.atomic import write_atomically
 from charrnn.checkpoint import load_model, load_state, save_model, save_state
 from charrnn.config import BlanksConfig, Config, build_config
 from charrnn.data.corpus import load_corpus
@@ -246,7 +247,7 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(settings: Settings, 
 
 
 def test_a_signal_while_saving_leaves_whole_files(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = checkpoint.write_atomically
+    plain = write_atomically
 
     def write(path: Path, payload: bytes) -> None:
         if path.name == "last.state.pt":

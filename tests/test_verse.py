@@ -25,7 +25,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.generation import generate
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import SamplingOptions
+from charrnn.options import SamplingOptions
 from charrnn.verse.build import LONGEST_LINE, build_verse
 from charrnn.verse.options import VerseOptions
 
@@ -77,7 +77,7 @@ def walked(constraint: Constraint, rng: random.Random) -> list[int]:
     while not constraint.over:
         mask = constraint.allowed()
         assert mask is not None
-        choices = mask.nonzero().flatten().tolist()
+        choices = mask.nonzero()[0].tolist()
         assert choices, "no way on"
         ids.append(rng.choice(choices))
         constraint.advance(ids[-1])
@@ -239,7 +239,7 @@ def test_a_long_line_ends_after_a_word_where_one_ends_near_its_end() -> None:
         mask = constraint.allowed()
         assert mask is not None
         if not mask[ENGLISH.id(character)]:
-            assert mask.nonzero().flatten().tolist() == [ENGLISH.id("\n")]
+            assert mask.nonzero()[0].tolist() == [ENGLISH.id("\n")]
             text += "\n"
             constraint.advance(ENGLISH.id("\n"))
         text += character

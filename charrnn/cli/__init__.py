@@ -6,6 +6,7 @@ A command is a function in a module of this package, and one line here. What it 
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import NoReturn
 
 import typer
 
-from charrnn.cli import caption, classify, data, evaluating, fill, info, sample, tag, train, transcribe
 from charrnn.cli.output import tell
 from charrnn.errors import UserError
 
@@ -30,33 +30,47 @@ LESS_MEMORY = {
     "caption": "lower --beam or --num, or set --device cpu",
 }
 
-app = typer.Typer(
-    help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag, transcribe and caption.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    # Flags are taken with `_` for `-`, as other programs of the field spell them.
-    context_settings={
-        "token_normalize_func": lambda name: name.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 110,
-    },
-)
+# As `charrnn --help` lists them: each a function of a module here, or the commands of one.
+COMMANDS = {
+    "train": "train.train",
+    "sample": "sample.sample",
+    "eval": "evaluating.evaluate",
+    "score": "evaluating.score",
+    "fill": "fill.fill",
+    "classify": "classify.classify",
+    "tag": "tag.tag",
+    "transcribe": "transcribe.transcribe",
+    "caption": "caption.caption",
+    "info": "info.info",
+    "backends": "info.backends",
+    "data": "data.app",
+}
 
-# As `charrnn --help` lists them.
-app.command()(train.train)
-app.command()(sample.sample)
-app.command("eval")(evaluating.evaluate)
-app.command()(evaluating.score)
-app.command()(fill.fill)
-app.command()(classify.classify)
-app.command()(tag.tag)
-app.command()(transcribe.transcribe)
-app.command()(caption.caption)
-app.command()(info.info)
-app.command()(info.backends)
-app.add_typer(data.app, name="data")
+
+def application(only: str | None = None) -> typer.Typer:
+    """The commands, or the one that is asked for: to make them all takes as long as to read a model."""
+    app = typer.Typer(
+        help="Character-level recurrent neural networks: train on text, let them write, fill in, classify, tag, transcribe and caption.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        # Flags are taken with `_` for `-`, as other programs of the field spell them.
+        context_settings={
+            "token_normalize_func": lambda name: name.replace("_", "-"),
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 110,
+        },
+    )
+    for name in COMMANDS if only not in COMMANDS else [only]:
+        module, _, what = COMMANDS[name].partition(".")
+        command = getattr(importlib.import_module(f"charrnn.cli.{module}"), what)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    app.callback()(lambda: None)  # or one command alone would be taken for all of the program
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -64,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character is no reason to stop
             stream.reconfigure(errors="replace")
+    first = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="charrnn")
+        typer.main.get_command(application(first)).main(args=arguments, prog_name="charrnn")
     except Exception as error:
-        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        explanation = _explain(error, LESS_MEMORY.get(command, "end other programs"))
+        explanation = _explain(error, LESS_MEMORY.get(first, "end other programs"))
         if explanation is None:
             raise
         code, lines = explanation

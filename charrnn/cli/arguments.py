@@ -32,19 +32,26 @@ WIDEST = 1000  # of a beam, as decoding.beam_width has it
 OWN_TEXT = {"lm": "sample"}
 
 
-def load(model: str | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
-    """The model that a person names, or the newest, and then it is said which.
+def named(model: str | None) -> Path:
+    """The file of the model that a person names, or of the newest, and then it is said which. Raises UserError where there is none."""
+    from charrnn.model_file import find_model
 
-    Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
-    """
-    from charrnn.checkpoint import build_model, find_model, load_model
-    from charrnn.device import resolve_device
-
-    where = resolve_device(device)
     path = find_model(model)
     if model is None:
         typer.echo(f"charrnn: no model is named, so the newest run is taken: {printable(str(path))}", err=True)
-    loaded = load_model(path, str(where))
+    return path
+
+
+def load(model: str | Path | None, device: str, task: str | None = None, command: str | None = None) -> tuple[Loaded, nn.Module]:
+    """The model that a person names, or the newest, or the one of a file that was found already.
+
+    Raises UserError where it is not of `task`, the only one that `command` can do; None: of any.
+    """
+    from charrnn.checkpoint import build_model, load_model
+    from charrnn.device import resolve_device
+
+    where = resolve_device(device)
+    loaded = load_model(named(model) if model is None or isinstance(model, str) else model, str(where))
     own = loaded.config.task
     if task is not None and own != task:
         needs = f"charrnn {command or OWN_TEXT.get(task, task)} needs one of task {task}"
@@ -66,8 +73,8 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
     Raises UserError where what stands first is not there, unless it is called like one of the files: to go on with the newest run in the
     place of a model whose name was mistyped would be to answer with another one.
     """
-    from charrnn.checkpoint import is_foreign, is_model
-    from charrnn.config import user_path
+    from charrnn.model_file import is_foreign, is_model
+    from charrnn.paths import user_path
 
     first = names[0]
     if is_model(first):
@@ -87,8 +94,8 @@ def model_first(names: list[str], wanted: Wanted) -> tuple[str | None, list[str]
 
 def files_named(names: list[str], wanted: Wanted, faults: list[DataError]) -> Iterator[Path]:
     """The files that a person named. A folder without any becomes a fault, and a folder's files of other kinds are told of."""
-    from charrnn.config import user_path
     from charrnn.data.files import files_in
+    from charrnn.paths import user_path
 
     for name in names:
         path = user_path(name, f"the {wanted.what}")

@@ -56,7 +56,7 @@ def caption(
         expect_place(html, "--html", (".html", ".htm"))
     from charrnn.captioning import Describe, Draws, alike
     from charrnn.models.captioner import Captioner
-    from charrnn.sampling import SamplingOptions
+    from charrnn.options import SamplingOptions
 
     draws = None
     if temperature is not None:

@@ -61,7 +61,7 @@ def classify(
         require_matplotlib("--confusion")
         expect_place(confusion, "--confusion", (".png",))
     from charrnn import classifying
-    from charrnn.config import user_path
+    from charrnn.paths import user_path
     from charrnn.tables import columns, confusion_table, named
 
     loaded, network = load(model, device, "classify")
@@ -104,9 +104,9 @@ def classify(
 
 
 def _examples(config: Config, texts: list[str] | None, file: str | None, notes: list[str]) -> Iterator[Example | DataError]:
-    from charrnn.config import user_path
     from charrnn.data import labelled
     from charrnn.data.files import Source, sources
+    from charrnn.paths import user_path
 
     if texts is not None:
         return labelled.typed(config.data, texts, "--text")

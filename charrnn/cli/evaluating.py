@@ -233,8 +233,8 @@ def score(
 
 def _texts(name: str) -> tuple[bool, list[tuple[str, Source]]]:
     """Whether a folder was named, or an archive, which is one; and the texts that a person named, with what each is called."""
-    from charrnn.config import user_path
     from charrnn.data.files import Source, files_in, kind, sources
+    from charrnn.paths import user_path
 
     if name == "-":
         return False, [("-", Source(Path("standard input"), content=sys.stdin.buffer.read()))]

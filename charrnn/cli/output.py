@@ -106,7 +106,7 @@ def write(path: Path, pieces: Iterable[str]) -> None:
 
 
 def write_bytes(path: Path, content: bytes, flag: str = "--out") -> None:
-    from charrnn.checkpoint import WriteError, write_atomically
+    from charrnn.atomic import WriteError, write_atomically
 
     try:
         if path.exists() and not path.is_file():  # a pipe or a terminal is written to, not replaced

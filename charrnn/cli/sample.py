@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from charrnn.cli.arguments import Device, Model, expect_seed, load, reading_of
+from charrnn.cli.arguments import Device, Model, expect_seed, load, named, reading_of
 from charrnn.cli.output import expect_apart, expect_place, warn, write
-from charrnn.errors import DataError, UserError, printable
+from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from charrnn.checkpoint import Loaded
+    from charrnn.constraints import Constraint
+    from charrnn.engine import Language, NativeEngine
     from charrnn.novelty import Index
 
 QUOTED = 80  # characters of a copied run that are shown
+MEASURED = 500  # characters by which the cost of int8 is told: a fraction of a second
 
 
 def sample(
@@ -42,6 +48,12 @@ def sample(
     no_echo: Annotated[bool, typer.Option("--no-echo", help="leave out the prime")] = False,
     on_unknown: Annotated[Literal["drop", "error"], typer.Option(help="a prime character that the model does not know")] = "drop",
     device: Device = "auto",
+    backend: Annotated[
+        Literal["auto", "native", "torch"], typer.Option(help="what runs the model; auto: native where it can, which starts at once")
+    ] = "auto",
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="weights in bytes: faster, and it is told what that costs", show_default=False)
+    ] = None,
     novelty: Annotated[bool, typer.Option("--novelty", help="tell, on standard error, what is copied from the training text")] = False,
     novelty_min: Annotated[
         int | None,
@@ -62,14 +74,9 @@ def sample(
     beam_width: Annotated[int | None, typer.Option(metavar="K", help="the likeliest text that a beam of K finds; draws nothing")] = None,
 ) -> None:
     """Let a model write, character by character."""
-    import torch
-
-    from charrnn import generation, search
-    from charrnn.constraints import Constraint, Every
+    from charrnn import generation
     from charrnn.data.forms import parse_form
-    from charrnn.novelty import NoCopy
-    from charrnn.sampling import SamplingOptions, expect
-    from charrnn.verse.build import build_verse
+    from charrnn.options import SamplingOptions, expect
     from charrnn.verse.options import VerseOptions
 
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
@@ -103,7 +110,9 @@ def sample(
         max_line=max_line,
     )
     _refuse_together(given, whole=asked.count is not None, greedy=temperature == 0)
-    loaded, network = load(model, device, "lm")
+    only_torch = {"--beam-width": beam_width is not None, "--best-of": best_of is not None, "--novelty-text": novelty_text is not None}
+    writer = _writer(model, device, backend, quantize == "int8", next((flag for flag, asked in only_torch.items() if asked), None))
+    loaded = writer.loaded
     if out:
         expect_place(out)  # said before the model writes, not after
         expect_apart(out, [file for file in (prime_file, novelty_text) if file], [loaded.path])
@@ -113,23 +122,28 @@ def sample(
     for warning in warnings:
         warn(warning)
     index = _index_of(loaded, novelty_text) if novelty or no_copy else None
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
     constraints: list[Constraint] = []
     if asked.asked:
+        from charrnn.verse.build import build_verse
+
         verse, whole = build_verse(loaded.vocabulary, asked, length if "length" in given else None, primed.text)
         length = length if whole is None else whole
         constraints.append(verse)
     if index and no_copy:
+        from charrnn.novelty import NoCopy
+
         constraints.append(NoCopy(index, no_copy, primed.ids))  # the last, for it may yield and a verse may not
-    constraint = Every(constraints) if constraints else None
+    constraint: Constraint | None = None
+    if constraints:
+        from charrnn.constraints import Every
+
+        constraint = Every(constraints)
     ends = [s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or []]
     if beam_width is not None:
+        from charrnn import search
+
         found = search.beam_search(
-            network,
+            writer.network,
             loaded.vocabulary,
             primed.ids,
             width=beam_width,
@@ -143,24 +157,26 @@ def sample(
     else:
         candidates = num_samples * (best_of or 1)
         pieces = generation.generate(
-            network,
+            writer.engine or writer.network,
             loaded.vocabulary,
             primed.ids,
             length=length,
             options=options,
-            generator=generator,
+            generator=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
             num_samples=candidates,
             stop=ends,
             continue_documents=continue_documents,
-            separator=loaded.config.data.separator,
+            separator=loaded.separator,
             constraints=[constraint.copy() for _ in range(candidates)] if constraint else [],
         )
         if best_of is not None:
+            from charrnn import search
+
             drawn = ["".join(parts) for parts in zip(*pieces)] or [""] * candidates
             groups = [drawn[i : i + best_of] for i in range(0, candidates, best_of)]
-            pieces = iter([search.best_of(network, loaded.vocabulary, primed.ids, groups)])
+            pieces = iter([search.best_of(writer.network, loaded.vocabulary, primed.ids, groups)])
     grown: list[list[str]] = [[] for _ in range(num_samples)]
-    if index:
+    if index or quantize:
         pieces = _remembered(pieces, grown)
     written = _arrange(pieces, "" if no_echo else primed.text, num_samples)
     if out:
@@ -170,11 +186,67 @@ def sample(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
     texts = list(map("".join, grown))
+    if quantize:
+        _print_loss(writer, primed.ids + loaded.vocabulary.encode(texts[0]))
     if index and no_copy and (copied := sum(index.completed(no_copy, primed.ids, loaded.vocabulary.encode(text)) for text in texts)):
         of = f"{copied:,} of {sum(map(len, texts)):,} characters"
         warn(f"--no-copy {no_copy}: {of} could only complete a copy, whichever was drawn, so there none was refused")
     if index and novelty:
         _print_novelty(index, primed.text, texts, novelty_min)
+
+
+class _Writer(NamedTuple):
+    """A model and what runs it: the engine, or the network with PyTorch."""
+
+    loaded: Loaded | Language
+    engine: NativeEngine | None
+    module: nn.Module | None
+
+    @property
+    def network(self) -> nn.Module:
+        assert self.module is not None
+        return self.module
+
+
+def _writer(model: str | None, device: str, backend: str, int8: bool, flag: str | None) -> _Writer:
+    """The model that a person names, with the native engine where that can and may run it. `flag`: what is asked that only PyTorch can.
+
+    Raises UserError where the engine must run it and cannot.
+    """
+    path = None
+    if backend == "torch":
+        reason: object = "--backend torch has none"
+    elif flag:
+        reason = f"{flag} needs PyTorch"
+    elif device not in ("auto", "cpu"):
+        reason = "it runs on the CPU"
+    else:
+        from charrnn import engine
+
+        path = named(model)
+        try:
+            language = engine.open_language_model(path)
+            return _Writer(language, engine.NativeEngine(language, int8=int8), None)
+        except engine.Unfit as fault:
+            reason = fault
+    loaded, network = load(path or model, device, "lm")  # what is wrong with a file, or with a name, is said here
+    if int8:
+        raise UserError(f"--quantize int8: needs the native engine, and {reason}; leave it out")
+    if backend == "native":
+        raise UserError(f"--backend native: {reason}; leave it out, or expect the text a moment later with --backend torch")
+    return _Writer(loaded, None, network)
+
+
+def _print_loss(writer: _Writer, ids: list[int]) -> None:
+    """What bytes for weights cost, on the end of a text."""
+    from charrnn.engine import Language, NativeEngine, loss_of
+
+    assert isinstance(writer.loaded, Language) and writer.engine
+    ids = ids[-MEASURED:]
+    if ids:
+        loss = loss_of(NativeEngine(writer.loaded), writer.engine, ids)
+        over = f"over the last {counted(len(ids), 'character')} of the text"
+        typer.echo(f"charrnn: int8 costs {loss:.4f} bits per character, {over}", err=True)
 
 
 def _refuse_together(given: set[str], *, whole: bool, greedy: bool) -> None:
@@ -209,11 +281,14 @@ def _as_read(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _index_of(loaded: Loaded, file: Path | None) -> Index:
+def _index_of(loaded: Loaded | Language, file: Path | None) -> Index:
     """The index of the text that a model learned from, which its run kept or a person names."""
     from charrnn import novelty
 
     if file:
+        from charrnn.checkpoint import Loaded
+
+        assert isinstance(loaded, Loaded)
         return novelty.index_of(reading_of(loaded, loaded.config.data, file), loaded.vocabulary)
     index, warnings = novelty.kept_index(loaded.path, loaded.vocabulary)
     for warning in warnings:

@@ -67,9 +67,9 @@ def tag(
         raise UserError(f"{fact}; expected one of --text TEXT, --file FILE or - for standard input")
     if out:
         expect_place(out)
-    from charrnn.config import user_path
     from charrnn.data.marks import BAR
     from charrnn.device import resolve_precision
+    from charrnn.paths import user_path
 
     loaded, network = load(model, device, "tag")
     data = config_of(loaded, set_).data
@@ -95,8 +95,8 @@ def tag(
 
 def _sources(texts: list[str] | None, files: list[str] | None, faults: list[DataError]) -> Iterator[Source]:
     """What a person named. A file that cannot be had is a fault, and the others are read."""
-    from charrnn.config import user_path
     from charrnn.data.files import Source, sources
+    from charrnn.paths import user_path
 
     if texts is not None:
         for number, text in enumerate(texts, start=1):

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from charrnn.config import DataConfig, ImagesConfig, user_path
+from charrnn.config import DataConfig, ImagesConfig
 from charrnn.data.arrays import ARRAY
 from charrnn.data.decoding import opening_text, read_text
 from charrnn.data.documents import lines_of
@@ -19,6 +19,7 @@ from charrnn.data.images import ENDINGS, FEATURES, PICTURE, READY, Shelf, is_rea
 from charrnn.data.manifests import Columns, Locate, beside, kind_by_name, rows, unknown_kind
 from charrnn.data.records import IMAGE_TOKEN
 from charrnn.errors import DataError, counted, short
+from charrnn.paths import user_path
 
 CAPTION = "caption"  # the column that holds it where `data.field` names none
 OTHERS = ", a token file of Flickr8k, or the JSON of Karpathy or neuraltalk"  # manifests that are known

@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from charrnn.config import DataConfig, user_path
+from charrnn.config import DataConfig
 from charrnn.data.cache import build_entry
 from charrnn.data.decoding import AUTO, read_text
 from charrnn.data.files import Source, find_files, kind, sources
 from charrnn.data.formats import Reading, read_file
 from charrnn.data.vocabulary import CODE_POINTS, Vocabulary
 from charrnn.errors import DataError, UserError, did_you_mean
+from charrnn.paths import user_path
 
 SPLITS = ("train", "val", "test")
 PIECE = 1 << 20  # bytes or ids read at a time

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, cast
 
-from charrnn.config import DataConfig, user_path
+from charrnn.config import DataConfig
 from charrnn.errors import DataError
+from charrnn.paths import user_path
 
 # Text packs into a fifth or a twentieth. What unpacks to more than so many times its size was made to fill a memory or a disk.
 BOMB_RATIO = 100

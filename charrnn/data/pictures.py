@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charrnn.config import DataConfig, ImagesConfig, user_path
+from charrnn.config import DataConfig, ImagesConfig
 from charrnn.data.arrays import ARRAY
 from charrnn.data.cache import build_entry
 from charrnn.data.captions import Captioned, is_manifest, manifest, names
@@ -38,6 +38,7 @@ from charrnn.data.images import Fault, Placed, Shelf, begin_worker, load, requir
 from charrnn.data.manifests import load_own
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults, counted, did_you_mean, short
+from charrnn.paths import user_path
 
 FORMAT = 1  # of the cache; a change makes old entries strangers
 KEPT, HASHES = "pictures.bin", "hashes.json"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charrnn.config import AudioConfig, DataConfig, user_path
+from charrnn.config import AudioConfig, DataConfig
 from charrnn.data.audio import utterance
 from charrnn.data.cache import build_entry
 from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
@@ -27,6 +27,7 @@ from charrnn.data.manifests import load_own
 from charrnn.data.utterances import Utterance, manifest
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, Faults
+from charrnn.paths import user_path
 
 FORMAT = 2  # of the cache; a change makes old entries strangers
 UNREAD = {"field", "top_db", "deltas", "normalization", "augment"}  # what does not decide the features that are kept

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.machinery
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from charrnn.ops.backends import Request, Weights
 from charrnn.ops.cells import CELLS, State
+from charrnn.ops.library import library_path
 
 TOGETHER = 3 << 19  # bytes of both matrices of a layer that are still multiplied in one product, of the 2 MB that a core has
 INSTRUCTIONS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")  # from least to most, as csrc/native.cpp counts them
@@ -43,15 +42,6 @@ class _Call(ctypes.Structure):
     """csrc/native.h has the shapes."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in _NUMBERS), *((name, ctypes.c_void_p) for name in _POINTERS)]
-
-
-def library_path() -> Path | None:
-    """The compiled loop beside this file. None where the package was installed without it."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_native{suffix}")
-        if path.exists():
-            return path
-    return None
 
 
 @functools.cache

@@ -24,11 +24,11 @@ from charrnn.data.blanks import draw_blanks, hide
 from charrnn.data.corpus import SPLITS, Corpus, Ids, Progress, load_corpus, load_file
 from charrnn.data.padding import buckets, pad
 from charrnn.data.streams import split_ids
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import evaluating, opening
+from charrnn.sampling import evaluating
 from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
 BEST = 5  # of so many guesses, accuracy_at_5 asks whether one is right

@@ -18,10 +18,11 @@ from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
 from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
-from charrnn.sampling import SamplingOptions, filter_logits, opening, run_on, sample
+from charrnn.options import SamplingOptions
+from charrnn.sampling import filter_logits, run_on, sample
 from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
 EVALUATION_COLUMNS = 8

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from charrnn.constraints import Mask
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.prosody import EITHER, LEVEL, OBLIQUE, RHYMES, Pattern, Sound, sounds
@@ -40,7 +40,7 @@ class Slot(NamedTuple):
     """A place in a verse: what the live plans may have there."""
 
     ids: AbstractSet[int]
-    mask: Tensor  # (V,) bool, the same
+    mask: Mask  # (V,) bool, the same
     choices: tuple[tuple[Plan, AbstractSet[int]], ...]  # what each plan may have, where they differ
     rhymes: bool  # what was a rhyme before may not stand here again
     free: bool  # nothing is asked of what stands here
@@ -54,12 +54,12 @@ class Plans:
         self._sets = sets  # by name: a tone, a rhyme, what is not of a rhyme, `id 7` for what must stand somewhere, `break`
         self._forced = forced
         self.live = live
-        self._masks: dict[frozenset[str], tuple[AbstractSet[int], Tensor]] = {}
+        self._masks: dict[frozenset[str], tuple[AbstractSet[int], Mask]] = {}
         self._slots: dict[tuple[int, int, Live, bool], Slot] = {}
 
-    def mask(self, ids: AbstractSet[int]) -> Tensor:
+    def mask(self, ids: AbstractSet[int]) -> Mask:
         """(V,) bool."""
-        mask = torch.zeros(self._size, dtype=torch.bool)
+        mask = np.zeros(self._size, dtype=np.bool_)
         mask[sorted(ids)] = True
         return mask
 

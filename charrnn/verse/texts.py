@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 
-from torch import Tensor
-
+from charrnn.constraints import Mask
 from charrnn.data.forms import Form
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.verse.plans import LAST, Live, Plans, Slot, ids_of
@@ -36,7 +35,7 @@ class Regular:
     def over(self) -> bool:
         return self._line == self._form.lines
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> Mask:
         if self._column == self._form.characters:
             odd = self._line % 2 == 0 and self._line < self._form.lines - 1
             return self._separators[0 if odd else -1]
@@ -92,7 +91,7 @@ class Free:
     def over(self) -> bool:
         return self._line == self._lines
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> Mask:
         masks, last = self._masks, self._line + 1 == self._lines or self._lines is None
         ends = True
         if self._lines is not None:
@@ -158,11 +157,11 @@ class _Rhymes:
     def slot(self, line: int, column: int, breaks: bool = False) -> Slot:
         return self._plans.slot(line, column, self._live, breaks)
 
-    def mask(self, slot: Slot) -> Tensor:
+    def mask(self, slot: Slot) -> Mask:
         """(V,) bool: what may stand there."""
         if not (slot.rhymes and self._used):
             return slot.mask
-        mask = slot.mask.clone()
+        mask: Mask = slot.mask.copy()
         mask[list(self._used)] = False
         return mask
 

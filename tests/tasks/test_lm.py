@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from charrnn.config import Config
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.streams import EvaluationStreams
+from charrnn.data.vocabulary import opening
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
-from charrnn.sampling import opening
 from charrnn.tasks import TASKS, load_task
 from charrnn.tasks.lm import LanguageModel
 from charrnn.tasks.task import State, Task, carry

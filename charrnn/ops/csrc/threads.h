@@ -1,4 +1,4 @@
-// Work shared out among threads, what holds inside each of them, and memory for it.
+// Work shared out among threads, and memory for it.
 #pragma once
 
 #include <algorithm>
@@ -9,35 +9,12 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "flushed.h"
 
 #define CHARRNN_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace charrnn {
 namespace {
-
-// Numbers too small for the exponent cost a hundred cycles each; inside a call they are 0, and the thread's own setting comes back.
-class Flushed {
-  public:
-#if defined(__x86_64__)
-    Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-    ~Flushed() { _mm_setcsr(before_); }
-
-  private:
-    unsigned before_;
-#elif defined(__aarch64__)
-    Flushed() {
-        asm volatile("mrs %0, fpcr" : "=r"(before_));
-        asm volatile("msr fpcr, %0" ::"r"(before_ | (1ull << 24)));
-    }
-    ~Flushed() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
-
-  private:
-    uint64_t before_;
-#endif
-};
 
 // GNU OpenMP's own entry, found by the caller in the copy that PyTorch runs on, so that its threads are the ones that work here.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
