@@ -29,7 +29,7 @@ from charrnn.data.corpus import load_corpus
 from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
 from charrnn.novelty import kept_index
-from charrnn.ops.backends import Request, explain
+from charrnn.ops.backends import BACKENDS, Request, backend, explain
 from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
 from charrnn.tasks import load_task
 from charrnn.tasks.lm import LanguageModel
@@ -773,6 +773,19 @@ def test_the_plan_names_text_and_backend(tmp_path: Path, settings: Settings, mon
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path / "lib")})
     library = settings(data={"source": "python-stdlib", "path": None, "documents": "blank_lines"})
     assert "201 documents in 1 file, 1 left out as no text)" in training.plan(library).summary()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_every_backend_learns_the_same(settings: Settings, cell: str) -> None:
+    curves: dict[str, list[float]] = {}
+    for name in (name for name in BACKENDS if not backend(name).refuses(Request(cell))):
+        listener = Listener()
+        train(settings(name, model={"cell": cell, "backend": name}), reporter=listener)
+        curves[name] = [metrics["val_nats_per_char"] for metrics, _, _ in listener.evaluations]
+    expected = curves.pop("reference")
+    assert len(curves) >= 2 and len(expected) == 4
+    for name, curve in curves.items():
+        assert curve == pytest.approx(expected, abs=1e-5), name
 
 
 def test_resume_without_a_state_never_deletes_a_model(settings: Settings, tmp_path: Path) -> None:
