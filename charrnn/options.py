@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from charrnn.errors import UserError
 
+MOST = 10**9  # characters that an option can speak of: more has no text
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -24,12 +26,15 @@ class SamplingOptions:
         k, p, least, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         all_stay = "leave the flag out to keep all characters"
         expect(0 <= self.temperature < math.inf, "--temperature", self.temperature, "a number from 0 up; 0 is greedy")
-        expect(k is None or k >= 1, "--top-k", k, f"at least 1; {all_stay}")
+        expect(k is None or 1 <= k <= MOST, "--top-k", k, f"at least 1, at most {MOST:,}; {all_stay}")
         expect(p is None or 0 < p <= 1, "--top-p", p, f"a share above 0 and at most 1; {all_stay}")
         expect(least is None or 0 <= least <= 1, "--min-p", least, f"a share from 0 to 1; {all_stay}")
-        expect(0 < penalty < math.inf, "--repetition-penalty", penalty, "a number above 0; 1 changes nothing, 1.2 is usual")
-        expect(self.repetition_window >= 1, "--repetition-window", self.repetition_window, "at least 1 character")
-        expect(self.no_repeat_ngram >= 0, "--no-repeat-ngram", self.no_repeat_ngram, "a number of characters; 0 is off")
+        expect(
+            1e-6 <= penalty <= 1e6, "--repetition-penalty", penalty, "a number from 0.000001 to 1,000,000; 1 changes nothing, 1.2 is usual"
+        )
+        window, run = self.repetition_window, self.no_repeat_ngram
+        expect(1 <= window <= MOST, "--repetition-window", window, f"at least 1 character, at most {MOST:,}")
+        expect(0 <= run <= MOST, "--no-repeat-ngram", run, f"a number of characters, at most {MOST:,}; 0 is off")
 
 
 def expect(holds: bool, flag: str, value: object, expectation: str) -> None:

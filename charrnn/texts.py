@@ -63,18 +63,21 @@ class Texts:
     def _taken(self, text: _Text, ids: Sequence[int]) -> str:
         if text.over:
             return ""
-        end = self.vocabulary.end
-        if end is None or end not in ids:
-            return text.grow(self.vocabulary.decode(ids))
-        at = ids.index(end)
-        piece = text.grow(self.vocabulary.decode(ids[:at]))
-        if text.over:
-            return piece
-        if self.separator is None:
-            text.over = True
-            return piece
-        piece += text.grow(self.separator)
-        return piece + self._taken(text, ids[at + 1 :])
+        end, pieces, at = self.vocabulary.end, [], 0
+        while not text.over:
+            try:
+                stop = ids.index(end, at) if end is not None else len(ids)
+            except ValueError:
+                stop = len(ids)
+            pieces.append(text.grow(self.vocabulary.decode(ids[at:stop])))
+            if stop == len(ids):
+                break
+            if not text.over and self.separator is not None:
+                pieces.append(text.grow(self.separator))
+            else:
+                text.over = True
+            at = stop + 1
+        return "".join(pieces)
 
 
 @runtime_checkable

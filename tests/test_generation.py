@@ -22,6 +22,7 @@ from charrnn.models.char_rnn import CharRNN
 from charrnn.options import SamplingOptions
 from charrnn.sampling import PRIME_WINDOW, filter_logits, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, repeats, sample
 from charrnn.search import beam_search
+from charrnn.texts import Texts
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
 DOCUMENTS = Vocabulary(("unknown", "end"), "abcdefg")
@@ -190,7 +191,11 @@ def test_draws_follow_the_distribution() -> None:
         ({"min_p": -0.1}, "--min-p -0.1: expected a share from 0 to 1"),
         ({"temperature": -1.0}, "--temperature -1.0: expected a number from 0 up"),
         ({"temperature": math.nan}, "--temperature nan: expected"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0: expected a number above 0"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0: expected a number from 0.000001 to 1,000,000"),
+        ({"repetition_penalty": 1e-320}, "--repetition-penalty 1e-320: expected a number from 0.000001 to 1,000,000"),
+        ({"top_k": 2**64 + 1}, "--top-k 18446744073709551617: expected at least 1, at most 1,000,000,000"),
+        ({"repetition_window": 2**64}, "--repetition-window 18446744073709551616: expected at least 1 character, at most 1,000,000,000"),
+        ({"no_repeat_ngram": 2**63 + 1}, "--no-repeat-ngram 9223372036854775809: expected a number of characters, at most 1,000,000,000"),
         ({"repetition_window": 0}, "--repetition-window 0: expected at least 1"),
         ({"no_repeat_ngram": -1}, "--no-repeat-ngram -1: expected a number of characters"),
     ],
@@ -400,3 +405,13 @@ def test_unknown_prime_characters_can_be_an_error() -> None:
     assert str(error.value) == (
         "--prime: the model does not know 'q' (U+0071); expected characters of its training text; leave them out, or pass --on-unknown drop"
     )
+
+
+def test_thousands_of_documents_that_one_call_has_drawn_are_written() -> None:
+    end, a = DOCUMENTS.end, DOCUMENTS.id("a")
+    assert end is not None
+    texts = Texts(DOCUMENTS, [], 15_000, SamplingOptions(), [1], separator="\n")
+    assert texts.grow([[a, end] * 5_000]) == ["a\n" * 5_000] and not texts.over
+    assert texts.grow([[a, a, end, a]]) == ["aa\na"] and texts.left == 15_000 - 10_004
+    alone = Texts(DOCUMENTS, [], 9, SamplingOptions(), [1])
+    assert alone.grow([[a, end, a]]) == ["a"] and alone.over

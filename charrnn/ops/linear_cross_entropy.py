@@ -51,11 +51,16 @@ def linear_cross_entropy(
         raise ValueError(f"{shapes}; expected (N, W), (K, W) and (N,)")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:1])}")
+    if targets.dtype != torch.int64:
+        raise ValueError(f"targets are {targets.dtype}; expected torch.int64")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise ValueError(f"bias is {bias.dtype}; expected the weight's {weight.dtype}")
     kind = x.device.type
     product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
     if product == torch.float16:  # gradients that no scale has lifted yet would fall below its smallest numbers
         return _whole(x, weight, bias, targets, ignore_index, label_smoothing)
-    return CrossEntropy(*_Chunked.apply(x, weight, bias, targets, ignore_index, label_smoothing, product))  # type: ignore[no-untyped-call]
+    wanted = torch.is_grad_enabled()  # inside of the function it never is
+    return CrossEntropy(*_Chunked.apply(x, weight, bias, targets, ignore_index, label_smoothing, product, wanted))  # type: ignore[no-untyped-call]
 
 
 def _whole(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, label_smoothing: float) -> CrossEntropy:
@@ -82,9 +87,17 @@ def logits_at_once(rows: int, classes: int) -> int:
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, smoothing: float, product: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        ignore_index: int,
+        smoothing: float,
+        product: torch.dtype,
+        wanted: bool,
     ) -> tuple[Tensor, ...]:
-        wants: tuple[bool, bool, bool] = tuple(ctx.needs_input_grad[:3])
+        wants: tuple[bool, bool, bool] = tuple(wanted and needs for needs in ctx.needs_input_grad[:3])  # type: ignore[assignment]
         with torch.autocast(x.device.type, enabled=False):
             compute = _in_tiles if has_head(x, weight, product) else _by_torch
             sums, *gradients = compute(x, weight, bias, targets, ignore_index, smoothing, product, wants)
@@ -99,7 +112,7 @@ class _Chunked(torch.autograd.Function):
         found = ctx.saved_tensors
         if d_loss.device.type != "cpu" or float(d_loss) != 1.0:
             found = tuple(None if gradient is None else gradient * d_loss.to(gradient.dtype) for gradient in found)
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 Found = tuple[tuple[Tensor, ...], Tensor | None, Tensor | None, Tensor | None]  # the sums of CrossEntropy; gradients of x, weight, bias

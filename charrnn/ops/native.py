@@ -63,8 +63,9 @@ def _library() -> tuple[Any, Any]:
 @functools.cache
 def _current() -> bool:
     """Whether the library takes calls as they are made here: sources that were pulled and not installed have another one beside them."""
-    made = getattr(_library()[0], "charrnn_call_bytes", None)
-    return made is not None and made() == ctypes.sizeof(_Call)
+    library = _library()[0]
+    known = all(hasattr(library, name) for name in ("charrnn_call_bytes", "charrnn_softmax", "charrnn_head", "charrnn_adam"))
+    return known and library.charrnn_call_bytes() == ctypes.sizeof(_Call)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -143,6 +143,34 @@ def test_what_needs_no_gradient_gets_none(bf16: bool) -> None:
             alone = linear_cross_entropy(x, weight, bias, case.targets)
             (got,) = torch.autograd.grad(alone.loss, leaf)
             assert torch.equal(got, expected[k]) and torch.equal(alone.loss.detach(), whole.loss.detach())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_without_gradients_none_is_computed(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, ...]] = []
+    for name in ("_in_tiles", "_by_torch"):
+        way = getattr(module, name)
+
+        def spied(*given: Any, way: Callable[..., Any] = way) -> Any:
+            asked.append(given[-1])
+            return way(*given)
+
+        monkeypatch.setattr(module, name, spied)
+    case = problem(20, 32, 6)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            linear_cross_entropy(*case)
+    linear_cross_entropy(*case)
+    assert asked == [(False, False, False), (False, False, False), (True, True, True)]
+
+
+def test_targets_and_bias_of_other_types_are_refused() -> None:
+    case = problem(20, 32, 6)
+    with pytest.raises(ValueError, match=r"targets are torch.int32; expected torch.int64"):
+        linear_cross_entropy(*case._replace(targets=case.targets.int()))
+    assert case.bias is not None
+    with pytest.raises(ValueError, match=r"bias is torch.float64; expected the weight's torch.float32"):
+        linear_cross_entropy(*case._replace(bias=case.bias.double()))
 
 
 @pytest.mark.usefixtures("way")
