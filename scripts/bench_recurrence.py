@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.ops.backends import BACKENDS
+from charrnn.ops.timing import in_turn
 
 STOCK = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
 EPS = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}
@@ -107,25 +107,6 @@ def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def times(problem: Problem, contestants: dict[str, Callable[[], Tensor]], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each in each round; a round lasts about `seconds`, an equal part for each, and the round's figure is its median."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        problem.clear()
-        run()
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            taken: list[float] = []
-            began = time.perf_counter()
-            while not taken or time.perf_counter() - began < seconds / len(contestants):
-                problem.clear()
-                started = time.perf_counter()
-                run()
-                taken.append(1e3 * (time.perf_counter() - started))
-            found[name].append(statistics.median(taken))
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
@@ -152,7 +133,7 @@ def main() -> None:
                 for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
                     problem.check(backend, dtype)
                     contestants[f"{backend} {kind}"] = problem.charrnn(backend, dtype)
-            found = times(problem, contestants, args.seconds, args.rounds)
+            found = in_turn(contestants, args.seconds, args.rounds, problem.clear)
             medians = {name: statistics.median(of) for name, of in found.items()}
             stock = min((name for name in found if name not in names), key=medians.__getitem__)
             ours = min(names, key=medians.__getitem__)

@@ -38,6 +38,7 @@ from charrnn.ops.cells import CELLS
 from charrnn.options import SamplingOptions
 from charrnn.randomness import base_seed, seed_of
 from charrnn.texts import Engine
+from tests.sampling_options import options_of_all_kinds
 
 LETTERS = "\n !" + string.ascii_letters
 STREAM = Vocabulary(("unknown",), LETTERS)
@@ -150,16 +151,6 @@ def test_a_table_that_would_be_too_large_is_done_without(tmp_path: Path) -> None
 
 
 logit = st.floats(-20, 20, width=16).map(lambda x: round(x, 1))  # coarse, so that equals occur
-options_of_all_kinds = st.builds(
-    SamplingOptions,
-    temperature=st.sampled_from([0.0, 5e-324, 1e-3, 0.8, 1.0, 50.0]),
-    top_k=st.none() | st.integers(1, 15),
-    top_p=st.none() | st.floats(1e-6, 1),
-    min_p=st.none() | st.floats(0, 1),
-    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 1e6]),
-    repetition_window=st.integers(1, 5),
-    no_repeat_ngram=st.integers(0, 3),
-)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from charrnn.options import SamplingOptions
 from charrnn.sampling import PRIME_WINDOW, filter_logits, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, repeats, sample
 from charrnn.search import beam_search
 from charrnn.texts import Texts
+from tests.sampling_options import options_of_all_kinds
 
 STREAM = Vocabulary(("unknown",), "\nabcdefg")
 DOCUMENTS = Vocabulary(("unknown", "end"), "abcdefg")
@@ -30,16 +31,6 @@ GREEDY = SamplingOptions(temperature=0)
 
 logit = st.floats(-20, 20).map(lambda x: round(x, 1))  # coarse, so that equals occur
 rows = st.lists(logit, min_size=1, max_size=12)
-options_of_all_kinds = st.builds(
-    SamplingOptions,
-    temperature=st.sampled_from([0.0, 5e-324, 1e-3, 0.8, 1.0, 50.0]),
-    top_k=st.none() | st.integers(1, 15),
-    top_p=st.none() | st.floats(1e-6, 1),
-    min_p=st.none() | st.floats(0, 1),
-    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 1e6]),
-    repetition_window=st.integers(1, 5),
-    no_repeat_ngram=st.integers(0, 3),
-)
 
 
 def model_for(vocabulary: Vocabulary, cell: str = "lstm", seed: int = 3) -> nn.Module:

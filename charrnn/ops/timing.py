@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,17 +66,29 @@ def right(work: Work, backend: str) -> bool:
 def milliseconds(work: Work, backends: Sequence[str], seconds: float = 1.0, rounds: int = 3) -> dict[str, float]:
     """Of each backend, the median over rounds in which they take turns: a machine's speed drifts. `seconds`: of all rounds together."""
     tensors = work.tensors()
-    runs: dict[str, Callable[[], object]] = {name: lambda name=name: work.run(name, tensors) for name in backends}  # type: ignore[misc]
-    found: dict[str, list[float]] = {name: [] for name in backends}
+    found = in_turn({name: partial(work.run, name, tensors) for name in backends}, seconds / rounds, rounds)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], object]], seconds: float, rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Milliseconds of each in each round; a round lasts about `seconds`, an equal part for each, and its figure is the round's median.
+
+    `before` is called before each run, off the clock.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
+        before()
         run()
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
             taken: list[float] = []
-            while not taken or time.perf_counter() - began < seconds / rounds / len(runs):
+            began = time.perf_counter()
+            while not taken or time.perf_counter() - began < seconds / len(runs):
+                before()
                 started = time.perf_counter()
                 run()
                 taken.append(1e3 * (time.perf_counter() - started))
             found[name].append(statistics.median(taken))
-    return {name: statistics.median(times) for name, times in found.items()}
+    return found

@@ -10,6 +10,7 @@
 
 #include "decoder.h"
 #include "flushed.h"
+#include "processor.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -31,10 +32,8 @@ const DecoderKernels* const kernels_of[1] = {&plain_decoder};
 bool has(int64_t instructions) {
     if (instructions == PLAIN) return true;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (instructions == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512vl");
+    if (instructions == AVX2) return has_avx2();
+    const bool avx512 = has_avx512();
     if (instructions == AVX512) return avx512;
     if (instructions == VNNI) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif

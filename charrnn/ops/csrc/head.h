@@ -49,33 +49,6 @@ inline void block(const uint16_t* a, const uint16_t* a_second, int64_t a_step, i
 
 inline __m512i rounded(__m512 first, __m512 second) { return bits<__m512i>(_mm512_cvtne2ps_pbh(second, first)); }
 
-inline void transpose(__m512i (&rows)[16]) {  // 16 × 16 of 32 bits
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4)
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-            rows[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-            rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-        }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {  // rows[i] of 0 … 3 and 8 … 11 with those four further on
-        const int at = i / 4 * 8 + i % 4;
-        t[at] = _mm512_shuffle_i32x4(rows[at], rows[at + 4], 0x88);
-        t[at + 4] = _mm512_shuffle_i32x4(rows[at], rows[at + 4], 0xdd);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-
 // Two rows of 32 floats as 32 pairs.
 inline void pairs(const float* first, const float* second, uint16_t* to) {
     alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -92,17 +65,17 @@ void head_pack(const Head& call, const HeadMemory& memory, int64_t panel) {
     const int64_t features = call.features, first = panel * BLOCK;
     for (int half = 0; half < 2; ++half)
         for (int64_t f = 0; f < features; f += BLOCK) {
-            __m512i rows[16];
+            F rows[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) {
                 const int64_t k = first + 16 * half + i;
                 const float* row = call.weight + k * features + f;
-                rows[i] = k < call.classes ? rounded(_mm512_loadu_ps(row), _mm512_loadu_ps(row + 16)) : __m512i{};
+                rows[i] = k < call.classes ? bits<F>(rounded(_mm512_loadu_ps(row), _mm512_loadu_ps(row + 16))) : F{};
             }
             transpose(rows);
             uint16_t* to = memory.by_class + panel * BLOCK * features + f * BLOCK + 32 * half;
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * 64, rows[i]);
+            for (int i = 0; i < 16; ++i) store_bits(to + i * 64, rows[i]);
         }
     if (!call.d_x) return;
     for (int64_t k = first; k < first + BLOCK; k += 2)
@@ -167,22 +140,17 @@ void head_d_x(const Head& call, const HeadMemory& memory, int64_t first, int64_t
 void head_d_weight(const Head& call, const HeadMemory& memory, int64_t panel, int64_t first, int64_t last, uint16_t* turned) {
     const int64_t features = call.features, classes = memory.classes, rows = memory.rows;
     for (int64_t r = 0; r < rows; r += BLOCK) {  // the gradients of their logits, turned, in two tiles for 32 rows
-        __m512i low[16], high[16];
+        for (int half = 0; half < BLOCK; half += 16) {
+            F rows_of_pairs[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-            const uint16_t* row = memory.logits + (r + 2 * i) * classes + panel * BLOCK;
-            const __m512i one = _mm512_loadu_si512(row), two = _mm512_loadu_si512(row + classes);
-            low[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(one)),
-                                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(two)), 16));
-            high[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(one, 1)),
-                                      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(two, 1)), 16));
+            for (int i = 0; i < 16; ++i) {
+                const uint16_t* row = memory.logits + (r + 2 * i) * classes + panel * BLOCK + half;
+                rows_of_pairs[i] = join(row, row + classes);
+            }
+            transpose(rows_of_pairs);
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) store_bits(turned + (r + half + i) * BLOCK, rows_of_pairs[i]);
         }
-        transpose(low);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(turned + r * BLOCK + i * 32, low[i]);
-        transpose(high);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(turned + r * BLOCK + 512 + i * 32, high[i]);
     }
     begin_tiles();
     for (int64_t f = first; f < last; f += BLOCK)

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #endif
 
+#include "processor.h"
 #include "threads.h"
 
 namespace charrnn {
@@ -46,10 +47,8 @@ bool tiles_granted() {
 bool has(int64_t instructions) {
     if (instructions == PLAIN) return true;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (instructions == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512vl");
+    if (instructions == AVX2) return has_avx2();
+    const bool avx512 = has_avx512();
     if (instructions == AVX512) return avx512;
     const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (instructions == AVX512_BF16) return bf16;

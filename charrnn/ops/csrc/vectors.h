@@ -90,16 +90,20 @@ template <class V, int n> inline void transpose(V (&rows)[n]) {
 #ifdef CHARRNN_AVX512
 inline void transpose(F (&rows)[16]) {  // by pairs, then fours, then the quarters of the vectors
     __m512 twos[16], fours[16];
+#pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
         twos[i] = _mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
         twos[i + 1] = _mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
     }
+#pragma GCC unroll 4
     for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
         for (int j = 0; j < 2; ++j) {
             const __m512d one = (__m512d)twos[i + j], other = (__m512d)twos[i + 2 + j];
             fours[i + 2 * j] = (__m512)_mm512_unpacklo_pd(one, other);
             fours[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd(one, other);
         }
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
         const __m512 even = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x88), odd = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xdd);
         const __m512 even_below = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x88);
