@@ -5,12 +5,18 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from charrnn.config import DEVICE, EXPECTED
 from charrnn.errors import UserError, did_you_mean
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")  # to guess what was meant
 
@@ -52,6 +58,29 @@ def resolve_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps': PyTorch sees no Apple GPU here; set device: auto or cpu")
     return torch.device(name)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine, or its GPU, has no memory left for what was asked."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # how torch says it of a CPU
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run may still take: of the GPU, or of the machine and what the process is allowed of it. None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, StopIteration, ValueError):
+        return None
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return found if allowed == resource.RLIM_INFINITY else min(found, max(0, allowed - used))
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -9,7 +9,9 @@ Axes: T time, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charrnn.data.batch import IGNORED
+from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Corpus, Ids
 from charrnn.data.streams import split_ids
 from charrnn.data.vocabulary import Vocabulary
+from charrnn.distributed import ALONE, Ranks
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.sampling import evaluating
@@ -51,24 +54,42 @@ class Evaluated:
 
 
 @torch.inference_mode()
-def measure(task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None, place: str = "") -> Scores:
+def measure(
+    task: Task, model: nn.Module, split: str, progress: Callable[[int], None] | None = None, place: str = "", ranks: Ranks = ALONE
+) -> Scores:
     """One pass over a split with all that the task counts, in eval mode; the model is then again as it was.
 
-    `progress` is told of each batch how many characters were read. Raises UserError where nothing can be scored, naming `place`,
-    which is a file where the split is all of it.
+    `progress` is told of each batch how many characters were read. Of several `ranks` each reads its part, and all get the sum.
+    Raises UserError where nothing can be scored, naming `place`, which is a file where the split is all of it.
     """
     scores: Scores | None = None
     state = None
     with evaluating(model):
-        for batch in task.batches(split):
+        for batch in _part_of(task, split, ranks):
             found, state = task.measure(model, batch, carry(state, batch))
             scores = found if scores is None else scores + found
             if progress:
                 progress(batch.chars)
+    if ranks.several:
+        parts = [part for part in ranks.gather(scores) if part is not None]
+        scores = functools.reduce(operator.add, parts) if parts else None
     if scores is None or int(scores.count) == 0:
         named, another = (place, "text") if place else (f"split {split!r}", "split")
         raise UserError(f"{named}: it holds nothing that the model could be asked for; choose another {another}")
     return scores
+
+
+def _part_of(task: Task, split: str, ranks: Ranks) -> Iterator[Batch]:
+    """A process's batches of a split: some columns of each where one goes on in the next, else some of them whole."""
+    for number, batch in enumerate(task.batches(split)):
+        if not ranks.several:
+            yield batch
+        elif task.config.is_windowed:
+            part = batch.part(ranks.part(batch.columns))
+            if part.columns:
+                yield part
+        elif number % ranks.size == ranks.rank:
+            yield batch
 
 
 @torch.inference_mode()

@@ -19,6 +19,11 @@ class Interrupt:
         self._wanted = False
         self.terminated = False  # by SIGTERM
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a signal has come that has not been raised yet."""
+        return self._wanted
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted

@@ -5,11 +5,13 @@ Nothing here knows a task, a cell or a backend. Nothing here prints: a Reporter 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,9 +24,10 @@ from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, l
 from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.device import keep_freed_memory, resolve_device, resolve_precision, seeded
+from charrnn.distributed import ALONE, CALM, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
 from charrnn.errors import UserError, did_you_mean
 from charrnn.evaluation import measure, metrics_of
-from charrnn.gradients import Shards
+from charrnn.gradients import Carried, Shards
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.model_file import find_model
@@ -97,22 +100,65 @@ class Astray(Exception):
     """The loss shows that the weights have left the road."""
 
 
+class Silent:
+    """The Reporter of a process that is not the first: it tells nobody."""
+
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def encoding(self, done: int, total: int) -> None: ...
+    def stepped(self, step: int, progress: float) -> None: ...
+    def step(self, report: StepReport) -> None: ...
+    def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
+    def done(self, outcome: Outcome) -> None: ...
+
+
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, init_from: str | None = None, reporter: Reporter) -> Outcome:
-    """Train what `config` describes into its run directory. Raises UserError for what the user can mend."""
-    run = RunDirectory(user_path(config.run, "run"))
-    if resume:
-        config = run.settled(config)
-    run.refuse(config, resume=resume, overwrite=overwrite)
-    with run.held() as hindrance:
-        run.refuse(config, resume=resume, overwrite=overwrite)  # another job may have been there in between
-        if hindrance:
-            reporter.note(f"{run.path}: {hindrance}; start no second job in it")
-        return _train(config, run, resume, init_from, reporter)
+    """Train what `config` describes into its run directory. Raises UserError for what the user can mend.
 
-
-def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | None, reporter: Reporter) -> Outcome:
+    Started by torchrun, this process is one of several that train it together; the first of them writes and tells.
+    """
+    ranks = find_ranks()
+    if ranks.several and config.device == "cuda":
+        config = config.model_copy(update={"device": f"cuda:{ranks.local_rank}"})
     device = resolve_device(config.device)
-    state = load_state(run.state) if resume and run.state.exists() else None
+    if ranks.several and device.type == "cuda":
+        device = torch.device("cuda", ranks.local_rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    if ranks.restarts:  # torchrun has started all of them again with the command that it has
+        resume, overwrite = True, False
+    with joined(device, ranks):
+        try:
+            return _together(config, ranks, device, resume, overwrite, init_from, reporter if ranks.first else Silent())
+        except UserError as error:
+            if already_told(error):
+                raise leaving(2) from None
+            raise
+
+
+def _together(
+    config: Config, ranks: Ranks, device: torch.device, resume: bool, overwrite: bool, init_from: str | None, reporter: Reporter
+) -> Outcome:
+    run = RunDirectory(user_path(config.run, "run"))
+    with contextlib.ExitStack() as stack:
+
+        def take() -> Config:
+            """The run directory, for this job alone."""
+            wanted = run.settled(config) if resume else config
+            run.refuse(wanted, resume=resume, overwrite=overwrite)
+            hindrance = stack.enter_context(run.held())
+            run.refuse(wanted, resume=resume, overwrite=overwrite)  # another job may have been there in between
+            if hindrance:
+                reporter.note(f"{run.path}: {hindrance}; start no second job in it")
+            return wanted
+
+        config = ranks.from_first(ranks.on_first(take)) or config
+        return _train(config, run, ranks, device, resume, init_from, reporter)
+
+
+def _train(
+    config: Config, run: RunDirectory, ranks: Ranks, device: torch.device, resume: bool, init_from: str | None, reporter: Reporter
+) -> Outcome:
+    state = ranks.from_first(ranks.on_first(lambda: load_state(run.state) if resume and run.state.exists() else None))
     if resume and state is None:
         reporter.note(f"{run.path}: there is nothing to resume yet; the run starts at step 0")
     if init_from and state is not None:
@@ -120,8 +166,8 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     weights = load_model(find_model(init_from)) if init_from and state is None else None
     if weights is not None:
         config = finetuning.prepare(config, weights)
-    task = load_task(config, reporter.encoding)
-    trainer = Trainer(task, run, reporter, device)
+    task = ranks.first_then_all(lambda: load_task(config, reporter.encoding))
+    trainer = Trainer(task, run, reporter, device, ranks)
     if weights is not None:
         trainer.begin_with(weights)
     elif state is None:
@@ -129,15 +175,19 @@ def _train(config: Config, run: RunDirectory, resume: bool, init_from: str | Non
     if state is not None:
         trainer.resume(state)
         if ended := trainer.already_finished():
-            _keep_text(task, run)
+            ranks.on_first(lambda: _keep_text(task, run))
             reporter.done(ended)
             return ended
-    run.make(config, resume=state is not None)
-    _keep_text(task, run)
+
+    def make() -> None:
+        run.make(config, resume=state is not None)
+        _keep_text(task, run)
+
+    ranks.on_first(make)
     if weights is not None:
         trainer.save()  # a run that is lost before its first save would else begin again without these weights
     begun_with = [_begun_with(weights, task)] if weights is not None else []
-    for note in (trainer.plan.summary(), *begun_with, *trainer.plan.notes):
+    for note in (trainer.plan.summary(), *begun_with, *trainer.shared_out(), *trainer.plan.notes):
         reporter.note(note)
     for warning in trainer.plan.warnings:
         reporter.warn(warning)
@@ -175,8 +225,8 @@ def plan(config: Config, reporter: Reporter | None = None, *, init_from: str | N
 class Trainer:
     """One run. All that changes from step to step is in `capture`, and `restore` puts it back."""
 
-    def __init__(self, task: Task, run: RunDirectory, reporter: Reporter, device: torch.device) -> None:
-        self.task, self.run, self.reporter, self.device = task, run, reporter, device
+    def __init__(self, task: Task, run: RunDirectory, reporter: Reporter, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.task, self.run, self.reporter, self.device, self.ranks = task, run, reporter, device, ranks
         self.config, settings = task.config, task.config.train
         self.settings = settings
         model = task.model()
@@ -188,9 +238,13 @@ class Trainer:
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         precision = resolve_precision(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        columns = max(batch.columns for batch in islice(task.batches("train"), 1))
+        if ranks.several and self.config.is_windowed and columns < ranks.size:
+            raise UserError(f"train.batch_size: {columns} streams for {ranks.size} processes; expected at least one each, so raise it")
         self.shards = Shards(
-            task, self.model, self.plan.shards,
+            task, self.model, 1 if ranks.several else self.plan.shards,
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
+            ranks=ranks, told=reporter.warn,
         )  # fmt: skip
         self.steps_per_epoch = task.steps_per_epoch()
         self.has_val = can_be_scored(task)
@@ -210,7 +264,18 @@ class Trainer:
         self.learning_rate = 0.0
         self.whole = True  # not in the middle of a step
         self.started = time.monotonic()
+        self.agreed_seconds = 0.0  # of the first process's clock, for decisions that all of several have to make alike
+        self.state_kept = False  # that there is a state to go on from
         self.good: dict[str, Any] = {}
+
+    def shared_out(self) -> list[str]:
+        """What there is to say of several processes, a line each."""
+        ranks, wanted = self.ranks, self.settings.batch_size
+        if not ranks.several:
+            return []
+        alone = ["train.shards has no effect: each process has a group of its own"] if self.settings.shards > 1 else []
+        what = "streams" if self.config.is_windowed else "examples"
+        return [f"{ranks.size} processes, each with {wanted / ranks.size:g} of the {wanted} {what} of a step", *alone]
 
     def train(self) -> Outcome:
         """Run to the end, whichever end it is, and leave the run directory complete. Raises WriteError when it cannot."""
@@ -219,11 +284,12 @@ class Trainer:
         with self.interrupt.listening(), self.threads, self.shards:
             self.good = self.capture()
             try:
-                status = self._loop()
+                with self.interrupt.held() if self.ranks.several else contextlib.nullcontext():
+                    status = self._loop()
             except KeyboardInterrupt:
                 status = "terminated" if self.interrupt.terminated else "interrupted"
             except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
-                if self.whole:
+                if self.whole and not self.ranks.several:  # the others would not come to save theirs
                     self._keep()
                 raise
             self._keep()
@@ -232,6 +298,7 @@ class Trainer:
     def _loop(self) -> Status:
         settings = self.settings
         while True:
+            self._agree()
             counters = self.counters  # a retreat puts others in their place
             try:
                 self._when_due(settings.log_every, counters.reported, self.report)
@@ -252,6 +319,19 @@ class Trainer:
                     goes_on = self.retreat()
                 if not goes_on:
                     return "diverged"
+
+    def _agree(self) -> None:
+        """Of several processes: one clock for all, and what any of them is asked by a signal is done by all, between two steps.
+
+        Raises KeyboardInterrupt in all of them then.
+        """
+        if not self.ranks.several:
+            return
+        wish = CALM if not self.interrupt.wanted else TERMINATED if self.interrupt.terminated else INTERRUPTED
+        wish, self.agreed_seconds = self.ranks.agree(wish, time.monotonic() - self.started)
+        if wish != CALM:
+            self.interrupt.terminated = wish == TERMINATED
+            raise KeyboardInterrupt
 
     def _keep(self) -> None:
         """The last save, of weights that have been looked at: a stop may come between a bad step and the look at it."""
@@ -338,35 +418,41 @@ class Trainer:
         with self.interrupt.held():
             counters.reported = counters.step
             self.since_report, self.chars_reported, self.pace_seconds = Tally.zero(self.device), counters.chars, 0.0
-            self.run.append_metrics(report.line())
+            self.ranks.on_first(lambda: self.run.append_metrics(report.line()))
             self.good = self.capture()
         self.reporter.step(report)
 
     def evaluate(self) -> None:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
-        found = measure(self.task, shown, "val") if self.has_val else None
+        self._share_means()
+        found = measure(self.task, shown, "val", ranks=self.ranks) if self.has_val else None
         if found is not None and isinstance(self.task, Settling):
             found = self.task.settle([self.model, shown], found)
         metrics = found.as_metrics("val_") if found is not None else {}
-        sample = self.task.preview(shown, seeded(torch.device("cpu"), self.config.seed, counters.step))
+        draw = seeded(torch.device("cpu"), self.config.seed, counters.step)
+        sample = self.ranks.on_first(lambda: self.task.preview(shown, draw)) or ""
         # Without a val split there is nothing to choose by: the last is the best.
         loss = self._loss_of(metrics)
         is_best = not self.has_val or loss < self._loss_of(counters.best)
         with self.interrupt.held():
-            if is_best and not self.run.state.exists():  # --resume refuses a run that has a model and nothing to go on from
-                save_state(self.run.state, self.capture())
+            if is_best and not self.state_kept:  # --resume refuses a run that has a model and nothing to go on from
+                self._save_state()
             counters.evaluated, counters.last = counters.step, metrics
             counters.stale = 0 if is_best else counters.stale + 1
             if self.has_val:
                 self.schedule.observe(loss)
             if is_best:
-                save_model(self.run.best, shown, self.config, self.task.vocabulary, counters.step, metrics, self.task.labels)
+                self._save_model(self.run.best, metrics)
                 counters.best, counters.best_step, counters.retreats = metrics, counters.step, 0
-            if metrics:
-                where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
-                self.run.append_metrics(where | {"chars": counters.chars} | metrics)
-            self.run.append_sample(f"step {counters.step}{self._told(metrics)}", sample)
+            where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
+
+            def journal() -> None:
+                if metrics:
+                    self.run.append_metrics(where | {"chars": counters.chars} | metrics)
+                self.run.append_sample(f"step {counters.step}{self._told(metrics)}", sample)
+
+            self.ranks.on_first(journal)
             self.good = self.capture()
         self.reporter.evaluated(metrics, sample, is_best)
 
@@ -385,17 +471,41 @@ class Trainer:
 
     def save(self) -> None:
         """Write what the run can be resumed from: last.state.pt alone is enough, so a crash between the two files harms nothing."""
-        counters, shown = self.counters, self.average.model if self.average else self.model
+        counters = self.counters
         with self.interrupt.held():
             counters.saved = counters.step
-            save_state(self.run.state, self.capture())
-            metrics = counters.last if counters.evaluated == counters.step else {}
-            save_model(self.run.last, shown, self.config, self.task.vocabulary, counters.step, metrics, self.task.labels)
+            self._share_means()
+            self._save_state()
+            self._save_model(self.run.last, counters.last if counters.evaluated == counters.step else {})
+
+    def _save_state(self) -> None:
+        state = self._of_all(self.capture())
+        self.ranks.on_first(lambda: save_state(self.run.state, state))
+        self.state_kept = True
+
+    def _save_model(self, path: Path, metrics: dict[str, float]) -> None:
+        """The weights that would be used, the averaged ones where there are."""
+        shown, task = self.average.model if self.average else self.model, self.task
+        self.ranks.on_first(lambda: save_model(path, shown, self.config, task.vocabulary, self.counters.step, metrics, task.labels))
+
+    def _of_all(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A captured state with what the groups of all processes carry."""
+        together = self.shards.together(Carried(state["generators"], state["carried"]))
+        return {**state, "generators": together.generators, "carried": together.state}
+
+    def _share_means(self) -> None:
+        """Running means, which no loss moves, differ between processes, for each has seen its own columns: all take the mean of them."""
+        if not self.ranks.several:
+            return
+        for model in [self.model, *([self.average.model] if self.average else [])]:
+            for (_, own), (_, learned) in zip(model.named_parameters(), self.model.named_parameters()):
+                if not learned.requires_grad and own.is_floating_point():
+                    self.ranks.sum_(own.data).div_(self.ranks.size)
 
     def capture(self) -> dict[str, Any]:
         """A copy of all that the next steps depend on: tensors and plain types."""
         self.counters.seconds = self.seconds()
-        tally = self.since_report
+        tally, carried = self.since_report, self.shards.carried()
         return copy.deepcopy(
             {
                 "model": {name: parameter.detach() for name, parameter in self.model.named_parameters()},
@@ -404,8 +514,8 @@ class Trainer:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "watch": self.watch.state_dict(),
-                "generators": self.shards.generator_states(),
-                "carried": self.shards.carried(),
+                "generators": carried.generators,
+                "carried": carried.state,
                 "counters": asdict(self.counters),
                 "since_report": (tally.nats, tally.count, tally.correct),
                 "pace": {"chars": self.chars_reported, "seconds": self.pace_seconds},
@@ -428,16 +538,15 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.watch = LossWatch(**state["watch"])
         self.counters = Counters(**state["counters"])
-        if change := self.shards.load_generator_states(state["generators"]):
+        if change := self.shards.load(Carried(state["generators"], state["carried"])):
             self.shards.reseed(self.counters.step)
             self.reporter.note(f"resumed {change}: dropout draws anew, so the run is no longer the same to the bit")
-        self.shards.load_carried(state["carried"])
         self.windows = self.task.batches("train", epoch=self.counters.epoch, first=self.counters.window)
         self.since_report = Tally.of(state["since_report"], self.device)
         self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
         self.grad_norm, self.learning_rate = state["last_step"]["grad_norm"].reshape(()), state["last_step"]["learning_rate"]
-        self.run.cut_journals(state["journals"])
+        self.ranks.on_first(lambda: self.run.cut_journals(state["journals"]))
         self.whole = True
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -455,14 +564,17 @@ class Trainer:
             raise UserError(f"{self.run.path}: cannot resume: {fact}, or {remedy}")
         try:
             self._check_sizes(state)
-            self.restore(state)
+            own = self.shards.own(Carried(state["generators"], state["carried"]))
+            self.restore({**state, "generators": own.generators, "carried": own.state})
         except WriteError:
             raise
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             fact = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
             raise unfit_state(self.run.state, fact) from error
+        self.state_kept = True
         self.counters.retreats = 0  # whoever resumes a run that gave up wants it to try
         self.started = time.monotonic() - self.counters.seconds
+        self.agreed_seconds = self.counters.seconds
 
     @torch.no_grad()
     def _check_sizes(self, state: dict[str, Any]) -> None:
@@ -496,7 +608,8 @@ class Trainer:
         return self._outcome("already_finished") if self._ended() and self.counters.evaluated == self.counters.step else None
 
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """Of training, evaluations and resumed runs included; in several processes as they last agreed."""
+        return self.agreed_seconds if self.ranks.several else time.monotonic() - self.started
 
     def epochs(self) -> float:
         return self.counters.epoch + self.counters.window / self.steps_per_epoch

@@ -29,6 +29,7 @@ LEFT = {
     "lock": "",
     "threads": "",
     "constraints": "",
+    "distributed": "atomic",
     "layers": "ops",
     "models": "config ops layers",
     "data": "config lock paths",
@@ -48,9 +49,9 @@ LEFT = {
     "decoding": "config data models ops",
     "tagging": "config data layers sampling",
     "tasks": "config options metrics tables device ops layers models data sampling decoding tagging",
-    "gradients": "config metrics device data tasks",
+    "gradients": "config distributed metrics device data tasks",
     "planning": "config data device gradients ops models tasks",
-    "evaluation": "config metrics data sampling tasks",
+    "evaluation": "config distributed metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
     "classifying": "data metrics tasks",
     "generation": "options randomness data constraints texts sampling",
@@ -60,7 +61,7 @@ LEFT = {
     "captioning": "config options device data models sampling decoding tasks",
     "gallery": "data captioning",
     "finetuning": "config data models checkpoint",
-    "training": "atomic paths model_file "
+    "training": "atomic distributed paths model_file "
     "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "atomic paths options model_file run_directory engine "

@@ -26,6 +26,7 @@ from charrnn.atomic import write_atomically
 from charrnn.checkpoint import load_model, load_state, save_model, save_state
 from charrnn.config import BlanksConfig, Config, build_config
 from charrnn.data.corpus import load_corpus
+from charrnn.distributed import Ranks
 from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
 from charrnn.novelty import kept_index
@@ -375,7 +376,7 @@ def test_early_stopping(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     values = iter([2.0, 1.5, 1.6, 1.5, 1.4])
     plain = evaluation.evaluate
 
-    def measure(*args: Any) -> Any:
+    def measure(*args: Any, ranks: Ranks) -> Any:
         found = plain(*args)
         return dataclasses.replace(found, nats=found.count * next(values))
 
@@ -678,7 +679,7 @@ def test_shards_give_the_gradient_of_the_whole(settings: Settings, options: dict
             first, _, _ = shards.gradients(windows[:2])
             second, tally, scale = shards.gradients(windows[2:])
             found.append([gradient * scale.float() for gradient in [*first, *second]])
-            carried.append(shards.carried())
+            carried.append(shards.carried().state)
         assert int(tally.count) == 2 * 72
         assert torch.get_num_threads() == 2
     for other in (1, 2):
@@ -971,7 +972,7 @@ def test_a_signal_that_the_parent_had_ignored_stays_ignored(settings: Settings, 
 def test_values_that_are_not_finite_are_no_best(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = evaluation.evaluate
 
-    def measure(*args: Any) -> Any:
+    def measure(*args: Any, ranks: Ranks) -> Any:
         found = plain(*args)
         return dataclasses.replace(found, nats=found.nats * math.nan)
 
@@ -1155,7 +1156,7 @@ def test_shards_of_batches_of_any_width_give_the_gradient_of_the_whole(fill: Set
             narrow, first, _ = shards.gradients(batches[:1])
             both, second, scale = shards.gradients(batches[:2])
             found.append([gradient.to_dense() * scale.float() for gradient in [*narrow, *both]])
-            assert shards.carried() is None or shards.carried() == ()
+            assert not shards.carried().state
         assert (int(first.count), int(second.count)) == tuple(
             sum(int((batch.targets >= 0).sum()) for batch in some) for some in (batches[:1], batches[:2])
         )
@@ -1172,7 +1173,7 @@ def test_the_best_is_what_best_by_names(settings: Settings, tmp_path: Path, monk
     plain = evaluation.evaluate
     passes = iter(range(9))
 
-    def measure(*args: Any) -> Any:
+    def measure(*args: Any, ranks: Ranks) -> Any:
         found = plain(*args)
         return dataclasses.replace(found, correct=found.count * next(accuracies), nats=found.count * (2.0 - 0.1 * next(passes)))
 

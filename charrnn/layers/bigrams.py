@@ -26,7 +26,7 @@ class Bigrams(nn.Module):
         self.following = following
         self.output_size = size * (2 if following else 1)
         self.keys = nn.Parameter(torch.full((max_size,), NO_PAIR), requires_grad=False)  # (N,) int64, ascending
-        self.table = nn.Embedding(max_size + 1, size, _weight=torch.empty(max_size + 1, size))
+        self.table = nn.Embedding(max_size + 1, size, sparse=True, _weight=torch.empty(max_size + 1, size))
 
     @torch.no_grad()
     def keep(self, pairs: Tensor) -> None:
