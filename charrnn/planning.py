@@ -11,7 +11,7 @@ import torch
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import split_configs
 from charrnn.data.files import find_files
-from charrnn.device import resolve_precision
+from charrnn.device import free_memory, resolve_precision
 from charrnn.errors import DataError, counted
 from charrnn.gradients import shard_count
 from charrnn.models import Architecture, count_parameters
@@ -66,6 +66,12 @@ def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
             f"the model is far too large for the text: {parameters:,} parameters for {characters:,} characters, "
             "so it will learn the text by heart; lower model.hidden_size, raise model.dropout, or add text"
         )
+    memory, free = _memory(task, model, parameters, batches), free_memory(device)
+    if free is not None and memory > free:
+        warnings.append(
+            f"the run needs about {memory / MIB:,.0f} MiB and {free / MIB:,.0f} MiB are free; lower train.batch_size, train.tbptt_window or "
+            "model.hidden_size, or end other programs; what does not fit is read in pieces, which takes longer"
+        )
     return Plan(
         parameters=parameters,
         characters=characters,
@@ -73,7 +79,7 @@ def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
         files=corpus.files,
         left_out=sum(len(find_files(data, key)) for key, data in split_configs(config.data).items()) - corpus.files,
         documents=corpus.documents,
-        memory_bytes=_memory(task, model, parameters, batches),
+        memory_bytes=memory,
         vocabulary_size=len(task.vocabulary),
         steps_per_epoch=task.steps_per_epoch(),
         batches="windows" if config.is_windowed else "batches",

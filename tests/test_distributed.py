@@ -220,7 +220,7 @@ def test_who_is_told_of_nobody_is_alone() -> None:
 def test_columns_are_shared_out_without_loss_or_repetition() -> None:
     for size, count in ((2, 8), (3, 8), (4, 3), (5, 1)):
         parts = [list(range(count))[Ranks(rank, size).part(count)] for rank in range(size)]
-        assert sum(parts, []) == list(range(count))
+        assert [column for part in parts for column in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import checkpoint, evaluation, lock, training
+from charrnn import checkpoint, evaluation, lock, planning, training
 from charrnn.atomic import write_atomically
 from charrnn.checkpoint import load_model, load_state, save_model, save_state
 from charrnn.config import BlanksConfig, Config, build_config
@@ -33,6 +33,7 @@ from charrnn.novelty import kept_index
 from charrnn.ops.backends import BACKENDS, Request, backend, explain
 from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
 from charrnn.tasks import load_task
+from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel
 from charrnn.training import Outcome, StepReport, train
 
@@ -1202,3 +1203,84 @@ def test_another_best_by_is_another_run(settings: Settings) -> None:
     train(settings(), reporter=Listener())
     with pytest.raises(UserError, match=r"cannot resume: train\.best_by was None and is now 'accuracy'"):
         train(settings(best_by="accuracy"), resume=True, reporter=Listener())
+
+
+# Memory
+
+
+def out_of_memory_above(columns: int, monkeypatch: pytest.MonkeyPatch, task: type) -> list[int]:
+    """Has the loss of more columns than that fail as PyTorch fails on a CPU; the columns of each that has not."""
+    true, read = task.loss, list[int]()
+
+    def loss(self: Any, model: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        if batch.columns > columns:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:130] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+            )
+        read.append(batch.columns)
+        return true(self, model, batch, *args, **options)
+
+    monkeypatch.setattr(task, "loss", loss)
+    return read
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_step_that_does_not_fit_is_read_in_pieces_and_is_the_same(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    train(settings("whole", accumulate=2, ema_decay=0.9), reporter=Listener())
+    read, listener = out_of_memory_above(2, monkeypatch, LanguageModel), Listener()
+    outcome = train(settings("parted", accumulate=2, ema_decay=0.9, shards=shards), reporter=listener)
+    assert outcome.steps == 20
+    assert max(read) == 2 and read.count(2) >= 20 * 2 * 4
+    assert sum("out of memory" in warning for warning in listener.warnings) == 2
+    whole, parted = (load_model(tmp_path / name / "last.safetensors").weights for name in ("whole", "parted"))
+    torch.testing.assert_close(parted, whole, rtol=0, atol=1e-5)
+
+
+def test_padded_examples_are_read_in_pieces_too(fill: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(fill("whole"), reporter=Listener())
+    read = out_of_memory_above(1, monkeypatch, Fill)
+    train(fill("parted"), reporter=Listener())
+    assert set(read) == {1}
+    whole, parted = (load_model(tmp_path / name / "last.safetensors").weights for name in ("whole", "parted"))
+    torch.testing.assert_close(parted, whole, rtol=0, atol=1e-5)
+
+
+def test_one_column_that_does_not_fit_names_the_longest(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(0, monkeypatch, LanguageModel)
+    with pytest.raises(
+        UserError, match="out of memory with one column alone, of 9 steps: .*can't allocate memory.* lower train.tbptt_window"
+    ):
+        train(settings(), reporter=Listener())
+
+
+def test_a_run_that_needs_more_than_there_is_says_so_before(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1 << 12)
+    warnings = training.plan(settings()).warnings
+    assert any("MiB are free" in warning for warning in warnings)
+    monkeypatch.setattr(planning, "free_memory", lambda device: None)
+    assert not any("MiB are free" in warning for warning in training.plan(settings()).warnings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's memory is Linux's")
+def test_a_true_limit_on_memory_halves_the_step(settings: Settings, tmp_path: Path) -> None:
+    """3 GiB of address space, most of which Python and torch take, and a step that asks for more than what is left."""
+    text = tmp_path / "long.txt"
+    text.write_text("to be or not to be, that is the question.\n" * 20_000)
+    config = settings("limited", data={"path": str(text)}, model={"hidden_size": 64}, batch_size=2048, tbptt_window=256, max_steps=2)
+    path = tmp_path / "limited.yaml"
+    path.write_text(config.to_yaml())
+    code = f"""
+import resource, sys, torch
+from charrnn.cli import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+main(["train", "--config", {str(path)!r}])
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "out of memory; from here on the 2048 columns of a step are read in" in ended.stderr
+    assert "MiB are free" in ended.stderr
+    assert "Finished after 2 steps" in ended.stdout
