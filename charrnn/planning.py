@@ -69,8 +69,8 @@ def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
     memory, free = _memory(task, model, parameters, batches), free_memory(device)
     if free is not None and memory > free:
         warnings.append(
-            f"the run needs about {memory / MIB:,.0f} MiB and {free / MIB:,.0f} MiB are free; lower train.batch_size, train.tbptt_window or "
-            "model.hidden_size, or end other programs; what does not fit is read in pieces, which takes longer"
+            f"the run needs about {memory / MIB:,.0f} MiB and {free / MIB:,.0f} MiB are free; lower train.batch_size, train.tbptt_window "
+            "or model.hidden_size, or end other programs; what does not fit is read in pieces, which takes longer"
         )
     return Plan(
         parameters=parameters,

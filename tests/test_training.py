@@ -1208,7 +1208,7 @@ def test_another_best_by_is_another_run(settings: Settings) -> None:
 # Memory
 
 
-def out_of_memory_above(columns: int, monkeypatch: pytest.MonkeyPatch, task: type) -> list[int]:
+def out_of_memory_above(columns: int, monkeypatch: pytest.MonkeyPatch, task: Any) -> list[int]:
     """Has the loss of more columns than that fail as PyTorch fails on a CPU; the columns of each that has not."""
     true, read = task.loss, list[int]()
 
@@ -1250,7 +1250,7 @@ def test_padded_examples_are_read_in_pieces_too(fill: Settings, tmp_path: Path, 
 def test_one_column_that_does_not_fit_names_the_longest(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(0, monkeypatch, LanguageModel)
     with pytest.raises(
-        UserError, match="out of memory with one column alone, of 9 steps: .*can't allocate memory.* lower train.tbptt_window"
+        UserError, match=r"out of memory with one column alone, of 9 steps: .*can't allocate memory.* lower train\.tbptt_window"
     ):
         train(settings(), reporter=Listener())
 
