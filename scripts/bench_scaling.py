@@ -45,9 +45,7 @@ def main() -> None:
                 found[count].append(pace(Path(folder), text, wanted, count, f"{round_}-{count}"))
     one, several = (statistics.median(paces) for paces in found.values())
     ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(*found.values()))
-    print(
-        f"torch {torch.__version__}, Python {sys.version.split()[0]}, one thread a process, characters a second, medians of {wanted.rounds}\n"
-    )
+    print(f"torch {torch.__version__}, one thread a process, characters a second, medians of {wanted.rounds} runs in turn\n")
     print(f"| model | 1 process | {wanted.processes} processes | ratio | each |\n| --- | --- | --- | --- | --- |")
     shape = f"{wanted.cell} {wanted.layers}×{wanted.hidden}, batch {wanted.batch}, window {wanted.window}"
     print(f"| {shape} | {one:,.0f} | {several:,.0f} | {several / one:.2f} | {ratios} |")
