@@ -42,6 +42,9 @@ LEFT = {
     "checkpoint": "atomic plain_yaml model_file config data models",
     "run_directory": "atomic config metrics lock checkpoint run_files",
     "run_state": "",
+    "claims": "atomic",
+    "runs": "plain_yaml ranking lock model_file run_files",
+    "sweep": "atomic plain_yaml paths config claims runs",
     "sampling": "options data constraints texts",
     "engine": "plain_yaml options model_file data ops texts",
     "fetching": "lock data",
@@ -66,7 +69,8 @@ LEFT = {
     "training": "atomic distributed paths model_file "
     "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "atomic paths options model_file run_directory engine "
+    "trials": "atomic distributed metrics ops interrupt lock claims runs sweep training",
+    "cli": "atomic paths options model_file run_files runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
