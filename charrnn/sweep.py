@@ -19,7 +19,7 @@ from typing import Any
 from charrnn import __version__
 from charrnn.atomic import WriteError
 from charrnn.claims import create
-from charrnn.config import Config, Given, as_yaml, build_config, flat, key_of, read_settings, setting_of
+from charrnn.config import Config, Given, as_yaml, build_config, flat, key_of, keys_of, read_settings, setting_of
 from charrnn.errors import ConfigError, UserError, did_you_mean, short
 from charrnn.paths import user_path
 from charrnn.plain_yaml import parse_yaml
@@ -78,21 +78,22 @@ def load_sweep(path: Path, base: Path, overrides: Sequence[str] = ()) -> Sweep:
     if len(there) != 1:
         fact = "has both grid and random" if there else "has neither grid nor random"
         raise ConfigError(f"{path}: {fact}; expected one of them, with the settings that are tried")
-    points, places = (_grid if there == ["grid"] else _random)(said[there[0]], f"{path}: {there[0]}")
+    place = f"{path}: {there[0]}"
+    points, swept = (_grid if there == ["grid"] else _random)(said[there[0]], place)
     settings = read_settings(base)
     for override in overrides:
         setting = setting_of(override)
         if setting.key == "run":
             raise ConfigError(f"{setting.place}: names the directory of one run; the folder of a sweep is `run` in {path}")
-        if setting.key in places:
+        if setting.key in swept:
             raise ConfigError(f"{setting.place}: {path} tries values of {setting.key}; take it out of one of them")
-    labels = _labels(list(places))
+    labels = _labels(swept)
     width = max(3, len(str(len(points))))
     trials = []
     for number, point in enumerate(points, start=1):
         name = "-".join([f"{number:0{width}d}", *(f"{labels[key]}={_shown(value)}" for key, value in point.items())])[:LONGEST_NAME]
         run = str(Path(folder) / name)
-        given = [Given(key, value, places[key]) for key, value in point.items()]
+        given = [Given(key, value, place) for key, value in point.items()]
         config = build_config(settings, str(base), [*overrides, *given, Given("run", run, f"{path}: run")])
         trials.append(Trial(name, point, config))
     return Sweep(user_path(folder, f"{path}: run"), tuple(trials))
@@ -109,7 +110,7 @@ def _read_sweep(path: Path) -> dict[str, Any]:
     return said
 
 
-Points = tuple[list[dict[str, Any]], dict[str, str]]  # of each trial what it sets; by key the place to blame
+Points = tuple[list[dict[str, Any]], list[str]]  # of each trial what it sets; the keys of all
 
 
 def _grid(grid: object, place: str) -> Points:
@@ -123,7 +124,7 @@ def _grid(grid: object, place: str) -> Points:
     if count > MOST_TRIALS:
         raise ConfigError(f"{place}: comes to {count:,} trials; expected at most {MOST_TRIALS:,}, so try fewer values or use `random`")
     points = [dict(zip(values, point)) for point in itertools.product(*(one for one, _ in values.values()))]
-    return points, {key: where for key, (_, where) in values.items()}
+    return points, list(values)
 
 
 def _random(search: object, place: str) -> Points:
@@ -151,7 +152,7 @@ def _random(search: object, place: str) -> Points:
             )
         seen.add(said)
         points.append(point)
-    return points, {key: where for key, (_, where) in values.items()}
+    return points, list(values)
 
 
 def _settings(section: object, place: str) -> dict[str, tuple[Any, str]]:
@@ -164,9 +165,8 @@ def _settings(section: object, place: str) -> dict[str, tuple[Any, str]]:
         key = key_of(name, where) if isinstance(name, str) else ""
         if not key:
             raise ConfigError(f"{place}: {short(name)} is no setting; expected one such as train.learning_rate")
-        if isinstance(value, dict) and "." not in key and not set(value) & set(DISTRIBUTIONS):
-            inner = next(iter(value), "learning_rate")
-            raise ConfigError(f"{where}: {short(value)} is a section; expected its keys by their whole names, such as {key}.{inner}")
+        if inner := keys_of(key):
+            raise ConfigError(f"{where}: is a section; expected its keys by their whole names, such as {inner[0]}")
         if key == "run":
             raise ConfigError(f"{where}: each trial has a directory of its own already; take it out")
         if key in found:
