@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
@@ -657,7 +657,7 @@ class Config(Section):
         return self.task == "lm"
 
     def to_yaml(self) -> str:
-        return str(yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+        return as_yaml(self.model_dump(mode="json"))
 
 
 def _is_plain(data: DataConfig) -> bool:
@@ -692,8 +692,34 @@ def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _quoted)
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that parse_yaml reads back as they are."""
+    return str(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """With the keys of sections before those in them, `train.max_steps`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return found
+
+
+class Given(NamedTuple):
+    """A setting that takes the place of the file's."""
+
+    key: str  # with its sections, `train.learning_rate`
+    value: Any
+    place: str  # where a person wrote it, which is what an error message blames
+
+
+def load_config(path: Path | str, overrides: Sequence[str | Given] = ()) -> Config:
     """Read a YAML file and apply `a.b=c` overrides. Raises ConfigError, one line, naming file and key."""
+    return build_config(read_settings(path), str(path), overrides)
+
+
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """The sections of a YAML file, not validated. Raises ConfigError, one line, where it has none."""
     path = Path(path)
     try:
         raw = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
@@ -713,15 +739,17 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         settings = {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: holds a {type(settings).__name__}; expected sections `data:`, `model:`, `train:` with keys")
-    return build_config(settings, str(path), overrides)
+    return settings
 
 
-def build_config(settings: Mapping[str, Any], place: str, overrides: Sequence[str] = ()) -> Config:
+def build_config(settings: Mapping[str, Any], place: str, overrides: Sequence[str | Given] = ()) -> Config:
     """Validate settings, which stay as they are. `place` is what an error message blames. Raises ConfigError."""
     merged = _move_aliases(settings, place)
     given = {}  # key: the --set that it comes from, and that is to blame
     for override in overrides:
-        given[_apply(merged, override)] = f"--set {override!r}"
+        setting = setting_of(override) if isinstance(override, str) else override
+        _put(merged, setting)
+        given[setting.key] = setting.place
     for section in ("data", "train"):
         merged.setdefault(section, {})
     try:
@@ -758,30 +786,41 @@ def _move_aliases(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     return moved
 
 
-def _apply(settings: dict[str, Any], override: str) -> str:
-    """Put an override into settings; its key."""
-    name, equals, value = override.partition("=")
+def setting_of(override: str) -> Given:
+    """What `--set a.b=c` sets. Raises ConfigError where it is no key and value."""
+    place = f"--set {override!r}"
+    name, equals, text = override.partition("=")
+    key = key_of(name, place) if equals else ""
+    if not key:
+        raise ConfigError(f"{place}: expected KEY=VALUE, for example --set train.max_minutes=3")
+    try:
+        value = parse_yaml(text)
+    except ConfigError:
+        if not text.startswith("*") and key not in PUNCTUATED:  # a star is a reference in YAML, and here a glob
+            raise ConfigError(f"{place}: {text!r} is not a value; quote it if it is text") from None
+        value = text
+    return Given(key, text if key in PUNCTUATED and not isinstance(value, str | None) else value, place)
+
+
+def key_of(name: str, place: str) -> str:
+    """A key as it is called here, for one that is written with `-` or is an old habit; nothing where it is none. Raises ConfigError."""
     parts = name.strip().replace("-", "_").split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected KEY=VALUE, for example --set train.max_minutes=3")
+    if not all(parts):
+        return ""
     if parts[-1] in UNLIKE:
-        raise ConfigError(f"--set {override!r}: {parts[-1]!r} is not used here; {UNLIKE[parts[-1]]}")
-    key = ALIASES.get(parts[-1], ".".join(parts))
-    *sections, leaf = key.split(".")
+        raise ConfigError(f"{place}: {parts[-1]!r} is not used here; {UNLIKE[parts[-1]]}")
+    return ALIASES.get(parts[-1], ".".join(parts))
+
+
+def _put(settings: dict[str, Any], setting: Given) -> None:
+    *sections, leaf = setting.key.split(".")
     here: Any = settings
     for section in sections:
         inner = here.get(section)
         if inner is not None and not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is {short(inner)}, not a section with keys")
+            raise ConfigError(f"{setting.place}: {section!r} is {short(inner)}, not a section with keys")
         here[section] = here = dict(inner or {})
-    try:
-        found = parse_yaml(value)
-    except ConfigError:
-        if not value.startswith("*") and key not in PUNCTUATED:  # a star is a reference in YAML, and here a glob
-            raise ConfigError(f"--set {override!r}: {value!r} is not a value; quote it if it is text") from None
-        found = value
-    here[leaf] = value if key in PUNCTUATED and not isinstance(found, str | None) else found
-    return key
+    here[leaf] = setting.value
 
 
 def _explain(error: ValidationError, place: str, given: Mapping[str, str]) -> str:

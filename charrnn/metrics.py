@@ -253,11 +253,6 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
     return part.cpu().double() / whole.cpu().clamp(min=1)
 
 
-def less_is_better(metric: str) -> bool:
-    """Of a metric's name, with `val_` before it or not."""
-    return metric.removeprefix("val_").startswith(("nats_per_", "bits_per_", "perplexity")) or metric.endswith("_error_rate")
-
-
 def cost(metrics: Mapping[str, float], prefix: str = "") -> tuple[float, str]:
     """What one of the counted costs, of the keys of a Tally: in bits where they are there, else in nats. And in what: `bits/char`."""
     told = [key for key in metrics if key.startswith((f"{prefix}bits_per_", f"{prefix}nats_per_"))]

@@ -26,7 +26,7 @@ from charrnn.data.corpus import Ids, encode_text
 from charrnn.data.formats import Reading
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError
-from charrnn.run_directory import TEXT, TEXT_INDEX
+from charrnn.run_files import TEXT, TEXT_INDEX
 
 GRAM = 8  # characters of the runs whose novel share is told
 LONGEST_TEXT = (1 << 31) - 2  # characters that an index has numbers for

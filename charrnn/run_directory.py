@@ -11,17 +11,11 @@ from typing import Any
 
 from charrnn import __version__
 from charrnn.atomic import WriteError, write_atomically
-from charrnn.config import Config, load_config
+from charrnn.config import Config, flat, load_config
 from charrnn.errors import UserError, short
 from charrnn.lock import locked
 from charrnn.metrics import sayable
-
-JOURNALS = ("metrics.jsonl", "samples.txt")
-FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
-TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
-OWN = (*FILES, *TEXTS)
-MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
-LOCK = ".lock"  # there while a job is at work
+from charrnn.run_files import JOURNALS, LOCK, OWN, TEXT, TEXTS, is_partial
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
@@ -59,7 +53,7 @@ class RunDirectory:
                 refuse_changes(load_config(self.config), config, str(self.path))
                 self._refuse_to_lose_models()
             return
-        foreign = [p.name for p in self.path.iterdir() if not _is_partial(p) and p.name != LOCK] if self.path.exists() else []
+        foreign = [p.name for p in self.path.iterdir() if not is_partial(p) and p.name != LOCK] if self.path.exists() else []
         if foreign:
             raise UserError(f"{self.path}: is not a run and not empty (it holds {foreign[0]!r}); name another directory in `run`")
 
@@ -107,7 +101,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
                 unwanted = file.name in TEXTS and not config.train.keep_text
-                if _is_partial(file) or unwanted or (file.name in OWN and not resume):
+                if is_partial(file) or unwanted or (file.name in OWN and not resume):
                     file.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -149,7 +143,7 @@ class RunDirectory:
 
 def refuse_changes(before: Config, now: Config, place: str) -> None:
     """Raises UserError naming the first setting that a resumed run may not change."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
         fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
         if fixed and key not in FREE and old.get(key) != new.get(key):
@@ -159,19 +153,7 @@ def refuse_changes(before: Config, now: Config, place: str) -> None:
             )
 
 
-def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return flat
-
-
 def _remove_empty(paths: list[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.rmdir()
-
-
-def _is_partial(path: Path) -> bool:
-    """What write_atomically leaves behind when it is killed."""
-    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in OWN)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from charrnn.errors import printable
-from charrnn.metrics import Confusion
+
+if TYPE_CHECKING:
+    from charrnn.metrics import Confusion
 
 LONGEST = 32  # characters of a label
 SQUARE = 20  # labels: what was answered for each of more is wider than a screen

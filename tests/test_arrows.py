@@ -20,6 +20,8 @@ LEFT = {
     "options": "",
     "randomness": "",
     "config": "options paths plain_yaml",
+    "run_files": "",
+    "ranking": "",
     "ops": "",
     "metrics": "ops",
     "plots": "metrics",
@@ -38,17 +40,20 @@ LEFT = {
     "inspecting": "config data",
     "optimization": "config ops",
     "checkpoint": "atomic plain_yaml model_file config data models",
-    "run_directory": "atomic config metrics lock checkpoint",
+    "run_directory": "atomic config metrics lock checkpoint run_files",
     "run_state": "",
+    "claims": "atomic",
+    "runs": "plain_yaml ranking lock model_file run_files",
+    "sweep": "atomic plain_yaml paths config claims runs",
     "sampling": "options data constraints texts",
     "engine": "plain_yaml options model_file data ops texts",
     "fetching": "lock data",
-    "novelty": "atomic constraints checkpoint data run_directory",
+    "novelty": "atomic constraints checkpoint data run_files",
     "prosody": "",
     "verse": "data constraints prosody",
     "decoding": "config data models ops",
     "tagging": "config data layers sampling",
-    "tasks": "config options metrics tables device ops layers models data sampling decoding tagging",
+    "tasks": "config options ranking metrics tables device ops layers models data sampling decoding tagging",
     "gradients": "config distributed metrics device data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config distributed metrics data sampling tasks",
@@ -64,7 +69,8 @@ LEFT = {
     "training": "atomic distributed paths model_file "
     "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "atomic paths options model_file run_directory engine "
+    "trials": "atomic distributed metrics ops interrupt lock claims runs sweep training",
+    "cli": "atomic paths options model_file run_files runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",

@@ -21,7 +21,7 @@ from charrnn.errors import DataError
 from charrnn.generation import generate
 from charrnn.novelty import GRAM, Index, NoCopy, examine, index_of, keep_text, kept_index, suffix_array, telling
 from charrnn.options import SamplingOptions
-from charrnn.run_directory import TEXT, TEXT_INDEX
+from charrnn.run_files import TEXT, TEXT_INDEX
 
 LETTERS = Vocabulary(("unknown", "end"), "abcd")
 STREAM = Vocabulary(("unknown",), "\nabcdefgh")

@@ -31,7 +31,8 @@ from charrnn.errors import CheckpointError, UserError
 from charrnn.gradients import Shards, shard_count
 from charrnn.novelty import kept_index
 from charrnn.ops.backends import BACKENDS, Request, backend, explain
-from charrnn.run_directory import FILES, TEXT, TEXT_INDEX, RunDirectory
+from charrnn.run_directory import RunDirectory
+from charrnn.run_files import FILES, TEXT, TEXT_INDEX
 from charrnn.tasks import load_task
 from charrnn.tasks.fill import Fill
 from charrnn.tasks.lm import LanguageModel

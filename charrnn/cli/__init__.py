@@ -43,6 +43,7 @@ COMMANDS = {
     "caption": "caption.caption",
     "info": "info.info",
     "backends": "info.backends",
+    "runs": "runs.app",
     "data": "data.app",
 }
 

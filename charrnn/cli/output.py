@@ -88,7 +88,7 @@ def expect_apart(path: Path, read: Iterable[Path], models: Iterable[Path], flag:
 
     Whatever name or link leads there. To be asked before anything is written; a pipe or a terminal is not replaced. `models`: files.
     """
-    from charrnn.run_directory import MODELS, OWN, TEXTS
+    from charrnn.run_files import MODELS, OWN, TEXTS
 
     if not path.is_file():
         return

@@ -13,6 +13,7 @@ import typer
 
 from charrnn.cli.arguments import OWN_TEXT, Overrides
 from charrnn.cli.output import figures, warn
+from charrnn.errors import UserError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
+EXIT_CODES = {"interrupted": 130, "terminated": 143, "diverged": 1}  # of how a run ended; 0 for the others
 OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
 
 
@@ -33,9 +35,29 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; the config's by default")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the configuration with all defaults, and stop")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read the text, print sizes and warnings, and stop")] = False,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with a grid or a random search of settings: a run for each, in one folder"),
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --sweep: take up again what has failed")] = False,
 ) -> None:
     """Train the model that a YAML file describes."""
     from charrnn.config import load_config
+
+    if sweep is not None:
+        from charrnn.cli import sweeping
+
+        for flag, given, remedy in (
+            ("--overwrite", overwrite, "take the folder away by hand, or name another in `run`"),
+            ("--print-config", print_config, "--dry-run prints the trials"),
+        ):
+            if given:
+                raise UserError(f"{flag}: is of one run, and --sweep begins many; {remedy}")
+        overrides = [*(set_ or []), *([f"device={device}"] if device else [])]
+        sweeping.run(sweep, config, overrides, init_from=init_from, retry_failed=retry_failed, dry_run=dry_run)
+        return
+    if retry_failed:
+        raise UserError("--retry-failed: is of the trials of a sweep; name its file with --sweep, or resume one run with --resume")
 
     settings = load_config(config, [*(set_ or []), *([f"device={device}"] if device else [])])
     if print_config:
@@ -50,7 +72,7 @@ def train(
         return
     with Terminal(settings) as terminal:
         outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=terminal)
-    raise typer.Exit({"interrupted": 130, "terminated": 143, "diverged": 1}.get(outcome.status, 0))
+    raise typer.Exit(EXIT_CODES.get(outcome.status, 0))
 
 
 def _print_plan(plan: Plan) -> None:

@@ -33,6 +33,7 @@ from charrnn.models.backbone import Backbone
 from charrnn.models.captioner import Captioner
 from charrnn.models.speller import Encoded
 from charrnn.models.teller import Told
+from charrnn.ranking import BEST_BY
 from charrnn.sampling import evaluating
 from charrnn.tables import aligned
 from charrnn.tasks.looking import Looking, look
@@ -109,7 +110,7 @@ class Captioning:
     config: Config
     pictures: Pictures
     unit = "char"
-    best_by = ("nats_per_char", True)
+    best_by = BEST_BY["caption"]
     labels: tuple[str, ...] = ()
 
     @classmethod

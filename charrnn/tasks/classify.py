@@ -24,6 +24,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, counted, short
 from charrnn.metrics import Confusion, Tally
 from charrnn.models.char_rnn import CharRNN
+from charrnn.ranking import BEST_BY
 from charrnn.sampling import evaluating
 from charrnn.tables import confusion_table
 from charrnn.tasks.task import State, class_weights, fresh_model, read_alone
@@ -60,7 +61,7 @@ class Classifier:
     config: Config
     labelled: Labelled
     unit = "example"
-    best_by = ("accuracy", False)
+    best_by = BEST_BY["classify"]
 
     @classmethod
     def load(cls, config: Config, progress: Progress | None = None) -> Classifier:

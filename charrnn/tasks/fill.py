@@ -28,6 +28,7 @@ from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.errors import UserError
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
+from charrnn.ranking import BEST_BY
 from charrnn.sampling import evaluating
 from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
@@ -61,7 +62,7 @@ class Fill:
     corpus: Corpus
     labels = ()
     unit = "blank"
-    best_by = ("nats_per_blank", True)
+    best_by = BEST_BY["fill"]
 
     @classmethod
     def load(cls, config: Config, progress: Progress | None = None) -> Fill:

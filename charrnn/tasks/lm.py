@@ -22,6 +22,7 @@ from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
 from charrnn.options import SamplingOptions
+from charrnn.ranking import BEST_BY
 from charrnn.sampling import filter_logits, run_on, sample
 from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
 
@@ -36,7 +37,7 @@ class LanguageModel:
     corpus: Corpus
     labels = ()
     unit = "char"
-    best_by = ("nats_per_char", True)
+    best_by = BEST_BY["lm"]
 
     @classmethod
     def load(cls, config: Config, progress: Progress | None = None) -> LanguageModel:

@@ -27,6 +27,7 @@ from charrnn.data.windows import Windows, count, cut, margin_of, overlapping
 from charrnn.errors import DataError, counted
 from charrnn.metrics import Confusion, Spans, Tally
 from charrnn.models.char_rnn import CharRNN
+from charrnn.ranking import BEST_BY
 from charrnn.tables import aligned, named
 from charrnn.tagging import CHARS, Scheme, choose, crf_of, decision_of, read, tag
 from charrnn.tasks.task import Scores, State, class_weights, fresh_model, read_alone
@@ -100,7 +101,7 @@ class Tagging:
     labels: tuple[str, ...]
     splits: dict[str, Read]
     unit = "char"
-    best_by = ("f1", False)
+    best_by = BEST_BY["tag"]
     scheme: Scheme = field(init=False)
     weights: Tensor | None = field(init=False)  # (K,) what a label counts in the loss
 

@@ -28,6 +28,7 @@ from charrnn.layers.pyramid import merged_lengths
 from charrnn.metrics import Edits, Tally
 from charrnn.models.speller import Encoded
 from charrnn.models.transcriber import CTC_BLANK, Transcriber
+from charrnn.ranking import BEST_BY
 from charrnn.sampling import evaluating
 from charrnn.tables import aligned
 from charrnn.tasks.task import State, fresh
@@ -79,7 +80,7 @@ class Transcribing:
     config: Config
     recordings: Recordings
     unit = "char"
-    best_by = ("char_error_rate", True)
+    best_by = BEST_BY["transcribe"]
     labels: tuple[str, ...] = ()
 
     @classmethod
