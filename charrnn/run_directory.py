@@ -17,9 +17,11 @@ from charrnn.lock import locked
 from charrnn.metrics import sayable
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
-FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+HEARTBEAT = "heartbeat.json"  # how the run is and how it ended, as heartbeat.py writes it
+FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS, HEARTBEAT)
 TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
 OWN = (*FILES, *TEXTS)
+EVENTS = "tensorboard"  # a folder, there only with --tensorboard
 MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
 LOCK = ".lock"  # there while a job is at work
 
@@ -37,7 +39,7 @@ class RunDirectory:
         self.path = path
         self.config, self.state = path / "config.yaml", path / "last.state.pt"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
-        self.text = path / TEXT
+        self.text, self.heartbeat = path / TEXT, path / HEARTBEAT
 
     def refuse(self, config: Config, *, resume: bool, overwrite: bool) -> None:
         """Raises UserError where that run may not be started here. Changes nothing."""
@@ -109,6 +111,10 @@ class RunDirectory:
                 unwanted = file.name in TEXTS and not config.train.keep_text
                 if _is_partial(file) or unwanted or (file.name in OWN and not resume):
                     file.unlink()
+            if not resume:
+                for file in (self.path / EVENTS).glob("events.out.tfevents.*"):
+                    file.unlink()
+                _remove_empty([self.path / EVENTS])
         except OSError as error:
             raise self._unwritable(error) from None
         command = f"charrnn train --config {self.config} --resume"

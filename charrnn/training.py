@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from charrnn import finetuning
+from charrnn import finetuning, heartbeat
 from charrnn.atomic import WriteError
 from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, load_state, save_model, save_state, unfit_state
 from charrnn.config import Config
@@ -40,7 +40,7 @@ from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
-Status = Literal["finished", "interrupted", "terminated", "early_stopped", "already_finished", "diverged"]
+Status = heartbeat.Ending | Literal["already_finished"]
 RETREATS = 3  # times that a run goes back before it gives up
 
 
@@ -199,6 +199,7 @@ class Trainer:
         free = device.type == "cpu" and settings.shards == 1
         self.threads = Threads(settings.threads if free else torch.get_num_threads(), reporter.note)
         self.interrupt = Interrupt()
+        self.heart = heartbeat.Heartbeat(run.heartbeat)
         self.watch = LossWatch()
         self.counters = Counters()
         self.windows = task.batches("train")
@@ -217,20 +218,32 @@ class Trainer:
         self.started = time.monotonic() - self.counters.seconds
         keep_freed_memory()
         with self.interrupt.listening(), self.threads, self.shards:
-            self.good = self.capture()
             try:
-                status = self._loop()
-            except KeyboardInterrupt:
-                status = "terminated" if self.interrupt.terminated else "interrupted"
-            except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
-                if self.whole:
-                    self._keep()
+                status = self._run()
+            except Exception as error:
+                self.beat("failed", _first_line(error))
                 raise
-            self._keep()
+            self.beat(status, "the loss kept running away" if status == "diverged" else "")
         return self._outcome(status)
 
-    def _loop(self) -> Status:
+    def _run(self) -> heartbeat.Ending:
+        """The loop and the last save."""
+        self.good = self.capture()
+        try:
+            status = self._loop()
+            self.interrupt.close()
+        except KeyboardInterrupt:
+            status = "terminated" if self.interrupt.terminated else "interrupted"
+        except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
+            if self.whole:
+                self._keep()
+            raise
+        self._keep()
+        return status
+
+    def _loop(self) -> heartbeat.Ending:
         settings = self.settings
+        self._told_of_step()
         while True:
             counters = self.counters  # a retreat puts others in their place
             try:
@@ -246,12 +259,28 @@ class Trainer:
                     if self.looks_always:
                         self.look()
                 self.threads.look()
-                self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
+                self._told_of_step()
             except Astray:
                 with self.interrupt.held():
                     goes_on = self.retreat()
                 if not goes_on:
                     return "diverged"
+
+    def _told_of_step(self) -> None:
+        self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
+        self.beat()
+
+    def beat(self, state: heartbeat.State = "running", why: str = "") -> None:
+        """Let those who look on from elsewhere know. A file for them that cannot be written is a warning."""
+        step, progress = self.counters.step, self.progress()
+        try:
+            if state == "running":
+                self.heart.beat(step, progress)
+                return
+            with self.interrupt.ignored():
+                self.heart.end(step, progress, state, why)
+        except WriteError as problem:
+            self.reporter.warn(str(problem))
 
     def _keep(self) -> None:
         """The last save, of weights that have been looked at: a stop may come between a bad step and the look at it."""
@@ -345,7 +374,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
-        found = measure(self.task, shown, "val") if self.has_val else None
+        found = measure(self.task, shown, "val", lambda chars: self.beat()) if self.has_val else None
         if found is not None and isinstance(self.task, Settling):
             found = self.task.settle([self.model, shown], found)
         metrics = found.as_metrics("val_") if found is not None else {}
@@ -511,7 +540,7 @@ class Trainer:
         ]
         return max(used)
 
-    def _ended(self) -> Status | None:
+    def _ended(self) -> heartbeat.Ending | None:
         if self.settings.patience and self.counters.stale >= self.settings.patience:
             return "early_stopped"
         return "finished" if self.progress() >= 1 else None
@@ -553,6 +582,12 @@ def _best_by(task: Task, model: nn.Module | None) -> tuple[str, bool]:
             hint = did_you_mean(name, known)
             raise UserError(f"train.best_by {name!r}: the val split is not measured by that; expected one of {', '.join(known)}{hint}")
     return name, less
+
+
+def _first_line(error: Exception) -> str:
+    """Of a mistake of the user's its message alone, as the command line tells it."""
+    lines = str(error).splitlines() or [""]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
 
 
 def _sizes(state: State) -> list[list[torch.Size]]:

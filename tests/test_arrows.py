@@ -25,7 +25,8 @@ LEFT = {
     "plots": "metrics",
     "tables": "metrics",
     "device": "config",
-    "interrupt": "",
+    "exits": "",
+    "interrupt": "exits",
     "lock": "",
     "threads": "",
     "constraints": "",
@@ -38,6 +39,7 @@ LEFT = {
     "optimization": "config ops",
     "checkpoint": "atomic plain_yaml model_file config data models",
     "run_directory": "atomic config metrics lock checkpoint",
+    "heartbeat": "atomic",
     "run_state": "",
     "sampling": "options data constraints texts",
     "engine": "plain_yaml options model_file data ops texts",
@@ -61,12 +63,13 @@ LEFT = {
     "gallery": "data captioning",
     "finetuning": "config data models checkpoint",
     "training": "atomic paths model_file "
-    "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
+    "config metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "atomic paths options model_file run_directory engine "
+    "tensorboard": "run_directory training",
+    "cli": "tensorboard atomic paths exits interrupt options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
-    "__main__": "cli",
+    "__main__": "interrupt cli",
 }
 
 
