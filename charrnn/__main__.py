@@ -1,5 +1,19 @@
-"""`python -m charrnn`."""
+"""`python -m charrnn`, and what the command `charrnn` runs."""
 
-from charrnn.cli import main
+import sys
+from typing import NoReturn
 
-main()
+from charrnn.interrupt import quit_on_signals
+
+
+def main() -> NoReturn:
+    """The command line. A scheduler may send a training away again before what it needs is imported."""
+    if sys.argv[1:2] == ["train"]:
+        quit_on_signals()
+    from charrnn.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

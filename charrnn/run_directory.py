@@ -15,7 +15,7 @@ from charrnn.config import Config, flat, load_config
 from charrnn.errors import UserError, short
 from charrnn.lock import locked
 from charrnn.metrics import sayable
-from charrnn.run_files import JOURNALS, LOCK, OWN, TEXT, TEXTS, is_partial
+from charrnn.run_files import EVENTS, HEARTBEAT, JOURNALS, LOCK, OWN, TEXT, TEXTS, is_partial
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
@@ -31,7 +31,7 @@ class RunDirectory:
         self.path = path
         self.config, self.state = path / "config.yaml", path / "last.state.pt"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
-        self.text = path / TEXT
+        self.text, self.heartbeat = path / TEXT, path / HEARTBEAT
 
     def refuse(self, config: Config, *, resume: bool, overwrite: bool) -> None:
         """Raises UserError where that run may not be started here. Changes nothing."""
@@ -103,6 +103,10 @@ class RunDirectory:
                 unwanted = file.name in TEXTS and not config.train.keep_text
                 if is_partial(file) or unwanted or (file.name in OWN and not resume):
                     file.unlink()
+            if not resume:
+                for file in (self.path / EVENTS).glob("events.out.tfevents.*"):
+                    file.unlink()
+                _remove_empty([self.path / EVENTS])
         except OSError as error:
             raise self._unwritable(error) from None
         command = f"charrnn train --config {self.config} --resume"

@@ -9,11 +9,12 @@ WRITTEN_BY = "# Written by charrnn "  # how a config.yaml begins that a run has 
 STATE = "last.state.pt"
 BEST, LAST = MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
 METRICS, _ = JOURNALS = ("metrics.jsonl", "samples.txt")
-FILES = (CONFIG, *MODELS, STATE, *JOURNALS)
+HEARTBEAT = "heartbeat.json"  # how the run is and how it ended, as heartbeat.py writes it
+FILES = (CONFIG, *MODELS, STATE, *JOURNALS, HEARTBEAT)
 TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
-HEARTBEAT = "heartbeat.json"
 OLDER = PREVIOUS_STATE, _ = ("previous.state.pt", "previous.safetensors")
-OWN = (*FILES, *TEXTS, HEARTBEAT, *OLDER)
+EVENTS = "tensorboard"  # a folder, there only with --tensorboard
+OWN = (*FILES, *TEXTS, *OLDER)
 LOCK = ".lock"  # there while a job is at work
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from charrnn import finetuning
+from charrnn import finetuning, heartbeat
 from charrnn.atomic import WriteError
 from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, load_state, save_model, save_state, unfit_state
 from charrnn.config import Config
@@ -43,7 +43,7 @@ from charrnn.threads import Threads
 
 __all__ = ["Counters", "Outcome", "Plan", "Reporter", "StepReport", "Trainer", "plan", "train"]
 
-Status = Literal["finished", "interrupted", "terminated", "early_stopped", "already_finished", "diverged"]
+Status = heartbeat.Ending | Literal["already_finished"]
 RETREATS = 3  # times that a run goes back before it gives up
 
 
@@ -252,7 +252,8 @@ class Trainer:
         # One thread a shard is a number of its own, and a GPU does not care.
         free = device.type == "cpu" and settings.shards == 1
         self.threads = Threads(settings.threads if free else torch.get_num_threads(), reporter.note)
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(polled=ranks.several)
+        self.heart = heartbeat.Heartbeat(run.heartbeat)
         self.watch = LossWatch()
         self.counters = Counters()
         self.windows = task.batches("train")
@@ -282,21 +283,32 @@ class Trainer:
         self.started = time.monotonic() - self.counters.seconds
         keep_freed_memory()
         with self.interrupt.listening(), self.threads, self.shards:
-            self.good = self.capture()
             try:
-                with self.interrupt.held() if self.ranks.several else contextlib.nullcontext():
-                    status = self._loop()
-            except KeyboardInterrupt:
-                status = "terminated" if self.interrupt.terminated else "interrupted"
-            except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
-                if self.whole and not self.ranks.several:  # the others would not come to save theirs
-                    self._keep()
+                status = self._run()
+            except Exception as error:
+                self.beat("failed", _first_line(error))
                 raise
-            self._keep()
+            self.beat(status, "the loss kept running away" if status == "diverged" else "")
         return self._outcome(status)
 
-    def _loop(self) -> Status:
+    def _run(self) -> heartbeat.Ending:
+        """The loop and the last save."""
+        self.good = self.capture()
+        try:
+            status = self._loop()
+            self.interrupt.close()
+        except KeyboardInterrupt:
+            status = "terminated" if self.interrupt.terminated else "interrupted"
+        except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
+            if self.whole and not self.ranks.several:  # the others would not come to save theirs
+                self._keep()
+            raise
+        self._keep()
+        return status
+
+    def _loop(self) -> heartbeat.Ending:
         settings = self.settings
+        self._told_of_step()
         while True:
             self._agree()
             counters = self.counters  # a retreat puts others in their place
@@ -313,7 +325,7 @@ class Trainer:
                     if self.looks_always:
                         self.look()
                 self.threads.look()
-                self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
+                self._told_of_step()
             except Astray:
                 with self.interrupt.held():
                     goes_on = self.retreat()
@@ -327,11 +339,29 @@ class Trainer:
         """
         if not self.ranks.several:
             return
-        wish = CALM if not self.interrupt.wanted else TERMINATED if self.interrupt.terminated else INTERRUPTED
+        wish = CALM if not self.interrupt.requested else TERMINATED if self.interrupt.terminated else INTERRUPTED
         wish, self.agreed_seconds = self.ranks.agree(wish, time.monotonic() - self.started)
         if wish != CALM:
             self.interrupt.terminated = wish == TERMINATED
             raise KeyboardInterrupt
+
+    def _told_of_step(self) -> None:
+        self.reporter.stepped(self.counters.step, min(1.0, self.progress()))
+        self.beat()
+
+    def beat(self, state: heartbeat.State = "running", why: str = "") -> None:
+        """Let those who look on from elsewhere know. A file for them that cannot be written is a warning."""
+        if not self.ranks.first:
+            return
+        step, progress = self.counters.step, self.progress()
+        try:
+            if state == "running":
+                self.heart.beat(step, progress)
+                return
+            with self.interrupt.ignored():
+                self.heart.end(step, progress, state, why)
+        except WriteError as problem:
+            self.reporter.warn(str(problem))
 
     def _keep(self) -> None:
         """The last save, of weights that have been looked at: a stop may come between a bad step and the look at it."""
@@ -426,7 +456,7 @@ class Trainer:
         """Measure the weights that would be used, the averaged ones where there are, show what they write, keep the best."""
         counters, shown = self.counters, self.average.model if self.average else self.model
         self._share_means()
-        found = measure(self.task, shown, "val", ranks=self.ranks) if self.has_val else None
+        found = measure(self.task, shown, "val", lambda chars: self.beat(), ranks=self.ranks) if self.has_val else None
         if found is not None and isinstance(self.task, Settling):
             found = self.task.settle([self.model, shown], found)
         metrics = found.as_metrics("val_") if found is not None else {}
@@ -624,7 +654,7 @@ class Trainer:
         ]
         return max(used)
 
-    def _ended(self) -> Status | None:
+    def _ended(self) -> heartbeat.Ending | None:
         if self.settings.patience and self.counters.stale >= self.settings.patience:
             return "early_stopped"
         return "finished" if self.progress() >= 1 else None
@@ -666,6 +696,12 @@ def _best_by(task: Task, model: nn.Module | None) -> tuple[str, bool]:
             hint = did_you_mean(name, known)
             raise UserError(f"train.best_by {name!r}: the val split is not measured by that; expected one of {', '.join(known)}{hint}")
     return name, less
+
+
+def _first_line(error: Exception) -> str:
+    """Of a mistake of the user's its message alone, as the command line tells it."""
+    lines = str(error).splitlines() or [""]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
 
 
 def _sizes(state: State) -> list[list[torch.Size]]:

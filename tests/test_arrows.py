@@ -27,7 +27,8 @@ LEFT = {
     "plots": "metrics",
     "tables": "metrics",
     "device": "config",
-    "interrupt": "",
+    "exits": "",
+    "interrupt": "exits",
     "lock": "",
     "threads": "",
     "constraints": "",
@@ -41,6 +42,7 @@ LEFT = {
     "optimization": "config ops",
     "checkpoint": "atomic plain_yaml model_file config data models",
     "run_directory": "atomic config metrics lock checkpoint run_files",
+    "heartbeat": "atomic",
     "run_state": "",
     "claims": "atomic",
     "runs": "plain_yaml ranking lock model_file run_files",
@@ -67,13 +69,14 @@ LEFT = {
     "gallery": "data captioning",
     "finetuning": "config data models checkpoint",
     "training": "atomic distributed paths model_file "
-    "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
+    "config metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
+    "tensorboard": "run_files training",
     "trials": "atomic distributed metrics ops interrupt lock claims runs sweep training",
-    "cli": "atomic paths options model_file run_files runs sweep trials engine "
+    "cli": "tensorboard atomic paths exits interrupt options model_file run_files run_directory runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
-    "__main__": "cli",
+    "__main__": "interrupt cli",
 }
 
 

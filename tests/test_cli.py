@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from charrnn.cli.train import REPORT_SECONDS, Terminal, summary
 from charrnn.config import Config, build_config
 
 ROOT = Path(__file__).parent.parent
+STAMP = len("2026-11-28 21:40:03 ")
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 60
 
 
@@ -691,6 +693,7 @@ class TestTerminal:
     def terminal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
         self.now = 1000.0
         monkeypatch.setattr("charrnn.cli.train.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("charrnn.cli.train.time.strftime", lambda form: "NOW" if form == "%Y-%m-%d %H:%M:%S" else form)
         return Terminal(config_for(tmp_path, max_steps=20000))
 
     def report(self, step: int) -> Any:
@@ -704,12 +707,30 @@ class TestTerminal:
         self.now += REPORT_SECONDS + 0.1
         terminal.step(self.report(1200))
         terminal.step(self.report(1250))
-        assert capsys.readouterr().out == "step 1200/20000  1.994 bits/char  grad 0.83  lr 2.0e-03  84,210 chars/s\n"
+        assert capsys.readouterr().out == "NOW step 1200/20000  1.994 bits/char  grad 0.83  lr 2.0e-03  84,210 chars/s\n"
         terminal.evaluated({"val_nats_per_char": 1.4216, "val_bits_per_char": 2.0510, "val_accuracy": 0.561}, "It\nwrites.", True)
-        assert capsys.readouterr().out == "val 1.4216 nats/char, 2.0510 bits/char, accuracy 56.1%, the best so far\n    It\n    writes.\n"
+        assert capsys.readouterr().out == (
+            "NOW val 1.4216 nats/char, 2.0510 bits/char, accuracy 56.1%, the best so far\nNOW     It\nNOW     writes.\n"
+        )
         self.now += REPORT_SECONDS + 0.1
         terminal.step(self.report(1300))
         assert "1.994 bits/char (val 2.051)  grad" in capsys.readouterr().out
+
+    def test_each_line_says_when_it_was_and_a_terminal_is_spared_that(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal = Terminal(config_for(tmp_path))
+        terminal.evaluated({}, "It\nwrites.", True)
+        terminal.warn("odd")
+        said = capsys.readouterr()
+        for line in (said.out + said.err).splitlines():
+            then = datetime.strptime(line[: STAMP - 1], "%Y-%m-%d %H:%M:%S")
+            assert abs(datetime.now() - then) < timedelta(minutes=1)
+        assert [line[STAMP:] for line in said.out.splitlines()] == ["    It", "    writes."]
+        assert said.err[STAMP:] == "charrnn: warning: odd\n"
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        terminal.note("even")
+        assert capsys.readouterr().out == "even\n"
 
     def test_the_first_steps_show_life(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
         """However slow they are, and however far the first report is."""
@@ -718,10 +739,10 @@ class TestTerminal:
         self.now += REPORT_SECONDS + 0.1
         terminal.stepped(2, 2 / 20000)
         terminal.stepped(3, 3 / 20000)
-        assert capsys.readouterr().out == "step 2/20000\n"
+        assert capsys.readouterr().out == "NOW step 2/20000\n"
         self.now += REPORT_SECONDS + 0.1
         terminal.step(self.report(100))
-        assert capsys.readouterr().out.startswith("step 100/20000  1.994 bits/char")
+        assert capsys.readouterr().out.startswith("NOW step 100/20000  1.994 bits/char")
         self.now += REPORT_SECONDS + 0.1
         terminal.stepped(101, 101 / 20000)  # from here on, the lines that say more are enough
         assert capsys.readouterr().out == ""
@@ -746,7 +767,7 @@ class TestTerminal:
         terminal = Terminal(config_for(tmp_path, max_steps=None, max_minutes=3))
         terminal._spoke = 0.0
         terminal.step(self.report(1200))
-        assert capsys.readouterr().out.startswith("step 1200 (6%)  1.994")
+        assert capsys.readouterr().out[STAMP:].startswith("step 1200 (6%)  1.994")
 
     @pytest.mark.parametrize(
         "status, last, fragments",
@@ -804,11 +825,11 @@ class TestTerminal:
         report = dataclasses.replace(self.report(1100), metrics={"nats_per_example": 0.5, "perplexity": 1.6, "accuracy": 0.8})
         self.now += REPORT_SECONDS + 0.1
         terminal.step(report)
-        assert capsys.readouterr().out.startswith("step 1100/20000  0.500 nats/example  grad")
+        assert capsys.readouterr().out.startswith("NOW step 1100/20000  0.500 nats/example  grad")
         metrics = {"val_nats_per_blank": 0.5, "val_bits_per_blank": 0.7213, "val_accuracy": 0.8, "val_accuracy_at_5": 0.95}
         terminal.evaluated(metrics | {f"val_f1_{i}": 0.1 for i in range(9)}, "x", False)
         assert capsys.readouterr().out == (
-            "val 0.5000 nats/blank, 0.7213 bits/blank, accuracy 80.0%, accuracy_at_5 0.9500, f1_0 0.1000, f1_1 0.1000\n    x\n"
+            "NOW val 0.5000 nats/blank, 0.7213 bits/blank, accuracy 80.0%, accuracy_at_5 0.9500, f1_0 0.1000, f1_1 0.1000\nNOW     x\n"
         )
 
     def test_a_run_without_a_val_split_says_so(self) -> None:
@@ -899,8 +920,8 @@ class TestEnds:
             process.send_signal(signal.SIGTERM)
             last = process.stdout.read().splitlines()[-1]
             assert process.stderr.read() == ""
-        assert process.returncode == 143
-        assert last.startswith(f"Terminated and saved at step {self.step(config):,}; go on with: ")
+        assert process.returncode == 75
+        assert last[STAMP:].startswith(f"Terminated and saved at step {self.step(config):,}; go on with: ")
 
     def test_an_output_that_cannot_show_a_character(self, start: Callable[..., subprocess.Popen[str]], config: Path) -> None:
         (config.parent / "text.txt").write_text("été âgé où çà\n" * 100, encoding="utf-8")
@@ -910,7 +931,7 @@ class TestEnds:
                 pass
             process.send_signal(signal.SIGTERM)
             process.communicate()
-        assert process.returncode == 143
+        assert process.returncode == 75
 
 
 class TestTextOfEveryKind:

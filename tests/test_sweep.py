@@ -73,7 +73,9 @@ def test_a_random_search_is_the_same_for_all_and_lies_where_it_was_told() -> Non
 
 
 def test_no_trial_stands_there_twice() -> None:
-    found = swept("run: s\nrandom: {trials: 6, space: {model.hidden_size: {int_uniform: [1, 3]}, model.cell: {choice: [gru, lstm]}}}").trials
+    found = swept(
+        "run: s\nrandom: {trials: 6, space: {model.hidden_size: {int_uniform: [1, 3]}, model.cell: {choice: [gru, lstm]}}}"
+    ).trials
     assert len({str(trial.settings) for trial in found}) == 6
 
 
@@ -94,7 +96,9 @@ MISTAKES = {
     "run: s\ngrid: {seed: &a [*a]}": "expected numbers, text, true, false, null, or lists of them",
     "run: s\ngrid: {seed: [1, 2]\n": "sweep.yaml: line 3, column 1: not valid YAML",
     "run: s\ngrid: {model.bidirectional: [false, true]}": "a language model that reads from both sides has read its own answer",
-    "run: s\ngrid: {seed: [" + ", ".join(map(str, range(10_001))) + "]}": "sweep.yaml: grid: comes to 10,001 trials; expected at most 10,000",
+    "run: s\ngrid: {seed: ["
+    + ", ".join(map(str, range(10_001)))
+    + "]}": "sweep.yaml: grid: comes to 10,001 trials; expected at most 10,000",
     "run: s\nrandom: {trials: many, space: {seed: {choice: [1]}}}": "sweep.yaml: random: trials: 'many' is not valid; expected a whole number from 1",
     "run: s\nrandom: {trials: 2, space: {seed: [1, 2]}}": "sweep.yaml: random: space: seed: [1, 2] is not valid; expected one of choice, uniform,",
     "run: s\nrandom: {trials: 2, space: {seed: {log: [1, 2]}}}": "sweep.yaml: random: space: seed: unknown distribution 'log'",
@@ -134,7 +138,9 @@ def test_the_plan_is_written_once_and_another_sweep_is_refused() -> None:
     settle(swept(text), place)
     settle(swept(text, "device=cpu", "data.path=elsewhere.txt", "data.cache=there"), place)  # as another machine may have it
     assert Path("s", PLAN).read_bytes() == written and b"&id" not in written
-    with pytest.raises(UserError, match=r"^s: holds another sweep: train.max_steps was 4 and is now 5; set it back, or name another folder"):
+    with pytest.raises(
+        UserError, match=r"^s: holds another sweep: train.max_steps was 4 and is now 5; set it back, or name another folder"
+    ):
         settle(swept(text, "train.max_steps=5"), place)
     with pytest.raises(UserError, match=r"^s: holds another sweep, of 4 trials, and this one has 2; set it back"):
         settle(Sweep(Path("s"), swept(text).trials[:2]), place)
@@ -148,6 +154,8 @@ def test_the_plan_is_written_once_and_another_sweep_is_refused() -> None:
 def test_a_folder_with_something_else_in_it_is_left_alone() -> None:
     Path("s").mkdir()
     Path("s/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"^s: is no sweep and not empty \(it holds 'mine.txt'\); name another folder in `run` of sweep.yaml"):
+    with pytest.raises(
+        UserError, match=r"^s: is no sweep and not empty \(it holds 'mine.txt'\); name another folder in `run` of sweep.yaml"
+    ):
         settle(swept("run: s\ngrid: {model.hidden_size: [8]}"), Path("sweep.yaml"))
     assert [path.name for path in Path("s").iterdir()] == ["mine.txt"]

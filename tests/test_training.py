@@ -249,6 +249,22 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(settings: Settings, 
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_who_asks_twice_loses_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time between the end of the loop and the last save."""
+    plain = training.Trainer._keep
+
+    def keep(self: training.Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self)
+
+    monkeypatch.setattr(training.Trainer, "_keep", keep)
+    outcome = train(settings(log_every=1, save_every=1000), reporter=interrupt_at(7))
+    assert (outcome.status, outcome.steps) == ("terminated", 7)
+    assert load_state(tmp_path / "run/last.state.pt")["counters"]["step"] == 7
+    assert train(settings("short", max_steps=3), reporter=Listener()).status == "finished"
+    assert load_state(tmp_path / "short/last.state.pt")["counters"]["step"] == 3
+
+
 def test_a_signal_while_saving_leaves_whole_files(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = write_atomically
 
@@ -446,8 +462,12 @@ def test_overwrite_takes_away_what_a_run_makes_and_nothing_else(settings: Settin
     train(settings(), reporter=Listener())
     (tmp_path / "run/notes.txt").write_text("mine")
     (tmp_path / "run/.last.state.pt.123.partial").write_text("half")
+    for folder in ("tensorboard", "mine"):
+        (tmp_path / "run" / folder).mkdir()
+        (tmp_path / "run" / folder / "events.out.tfevents.1.host.2").write_text("curves")
     train(settings(max_steps=2, evaluate_every=50), overwrite=True, reporter=Listener())
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {*FILES, "notes.txt"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {*FILES, "notes.txt", "mine"}
+    assert len(list((tmp_path / "run/mine").iterdir())) == 1
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -509,8 +529,8 @@ def test_what_needs_a_val_split_says_that_there_is_none(settings: Settings, chan
 def test_every_step_is_told_of(settings: Settings) -> None:
     listener = Listener()
     train(settings(log_every=1000, evaluate_every=1000, save_every=1000), reporter=listener)
-    assert [step for step, _ in listener.stepped_to] == list(range(1, 21))
-    assert [progress for _, progress in listener.stepped_to] == pytest.approx([step / 20 for step in range(1, 21)])
+    assert [step for step, _ in listener.stepped_to] == list(range(21))
+    assert [progress for _, progress in listener.stepped_to] == pytest.approx([step / 20 for step in range(21)])
 
 
 @pytest.mark.parametrize(
@@ -940,22 +960,23 @@ def test_a_step_that_fails_is_not_saved(settings: Settings, tmp_path: Path, monk
     assert load_state(tmp_path / "run/last.state.pt")["counters"]["step"] == 5
 
 
-def test_sigterm_is_taken_as_ctrl_c(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_a_scheduler_sends_is_taken_as_ctrl_c(settings: Settings, tmp_path: Path, number: signal.Signals) -> None:
     train(settings("whole", log_every=1), reporter=Listener())
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def at(report: StepReport) -> None:
         if report.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     outcome = train(settings(log_every=1), reporter=Listener(at))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert (outcome.status, outcome.steps) == ("terminated", 7)
     train(settings(log_every=1), resume=True, reporter=Listener())
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_that_the_parent_had_ignored_stays_ignored(settings: Settings, number: signal.Signals) -> None:
     """As of a job that a shell has put into the background, or nohup."""
 

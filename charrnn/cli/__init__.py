@@ -16,6 +16,7 @@ import typer
 
 from charrnn.cli.output import tell
 from charrnn.errors import UserError
+from charrnn.exits import TOLD, Exit
 
 # What a command can do with less memory.
 LESS_MEMORY = {
@@ -47,6 +48,8 @@ COMMANDS = {
     "data": "data.app",
 }
 
+EPILOGS = {"train": TOLD}
+
 
 def application(only: str | None = None) -> typer.Typer:
     """The commands, or the one that is asked for: to make them all takes as long as to read a model."""
@@ -69,7 +72,7 @@ def application(only: str | None = None) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, epilog=EPILOGS.get(name))(command)
     app.callback()(lambda: None)  # or one command alone would be taken for all of the program
     return app
 
@@ -96,14 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _explain(error: Exception, less_memory: str) -> tuple[int, list[str]] | None:
     """Exit code and lines for an exception that is not a bug. What needs torch to be named is only named where torch is loaded."""
     if isinstance(error, UserError):
-        return 2, error.lines
+        return Exit.MISTAKE, error.lines
     if isinstance(error, MemoryError):
-        return 1, [f"out of memory; {less_memory}"]
+        return Exit.FAILED, [f"out of memory; {less_memory}"]
     torch, ops = sys.modules.get("torch"), sys.modules.get("charrnn.ops.backends")
     if ops and isinstance(error, ops.UnsupportedBackend):
-        return 2, [f"model.backend: {error}; set model.backend: auto"]
+        return Exit.MISTAKE, [f"model.backend: {error}; set model.backend: auto"]
     if torch and isinstance(error, torch.OutOfMemoryError):
-        return 1, [f"the GPU is out of memory; {less_memory}"]
+        return Exit.FAILED, [f"the GPU is out of memory; {less_memory}"]
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # how torch says it of a CPU
-        return 1, [f"out of memory; {less_memory}"]
+        return Exit.FAILED, [f"out of memory; {less_memory}"]
     return None

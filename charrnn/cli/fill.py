@@ -13,6 +13,7 @@ import typer
 from charrnn.cli.arguments import Device, load
 from charrnn.cli.output import json_line, warn
 from charrnn.errors import DataError, UserError, characters_listed, printable
+from charrnn.exits import Exit
 
 if TYPE_CHECKING:
     from charrnn.filling import Filled, Filling
@@ -77,7 +78,7 @@ def fill(
         said = True
         _print(found)
     if failed:
-        raise typer.Exit(2)
+        raise typer.Exit(Exit.MISTAKE)
 
 
 def _from_arguments(texts: Sequence[str]) -> Iterator[Given]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import typer
 
 from charrnn.errors import UserError, printable
+from charrnn.exits import Exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ def end_with(faults: int, summary: str) -> None:
     """The last line and the exit code of a command that has told of so many faults; nothing where there are none."""
     if faults:
         typer.echo(summary, err=True)
-        raise typer.Exit(2)
+        raise typer.Exit(Exit.MISTAKE)
 
 
 def progress_bar(unit: str, total: int | None) -> tqdm[NoReturn]:

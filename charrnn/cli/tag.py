@@ -13,6 +13,7 @@ import typer
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, load
 from charrnn.cli.output import expect_apart, expect_place, json_line, progress_bar, tell, warn, write
 from charrnn.errors import DataError, UserError, characters_listed, printable
+from charrnn.exits import Exit
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ def tag(
     for fault in faults:
         tell(fault)
     if faults:
-        raise typer.Exit(2)
+        raise typer.Exit(Exit.MISTAKE)
 
 
 def _sources(texts: list[str] | None, files: list[str] | None, faults: list[DataError]) -> Iterator[Source]:

@@ -14,15 +14,18 @@ import typer
 from charrnn.cli.arguments import OWN_TEXT, Overrides
 from charrnn.cli.output import figures, warn
 from charrnn.errors import UserError
+from charrnn.exits import Exit
+from charrnn.interrupt import NOTHING_LOST, Interrupt
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from charrnn.config import Config
+    from charrnn.tensorboard import TensorBoard
     from charrnn.training import Outcome, Plan, StepReport
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
-EXIT_CODES = {"interrupted": 130, "terminated": 143, "diverged": 1}  # of how a run ended; 0 for the others
+EXIT_CODES = {"interrupted": Exit.INTERRUPTED, "terminated": Exit.REQUEUE, "diverged": Exit.FAILED}  # of how a run ended; 0 for the others
 OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
 
 
@@ -34,6 +37,9 @@ def train(
     init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="go on from another model, with another text or task")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; the config's by default")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the configuration with all defaults, and stop")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write curves and samples for TensorBoard too, into RUN/tensorboard")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read the text, print sizes and warnings, and stop")] = False,
     sweep: Annotated[
         Path | None,
@@ -70,9 +76,21 @@ def train(
             planned = training.plan(settings, terminal, init_from=init_from)
         _print_plan(planned)
         return
-    with Terminal(settings) as terminal:
-        outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=terminal)
-    raise typer.Exit(EXIT_CODES.get(outcome.status, 0))
+    early = Interrupt()  # for what comes before and after the loop, which has one of its own
+    try:
+        with early.listening(), Terminal(settings) as terminal, _with_curves(settings, terminal) if tensorboard else terminal as reporter:
+            outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=reporter)
+    except KeyboardInterrupt:
+        typer.echo(f"charrnn: {NOTHING_LOST}", err=True)
+        raise typer.Exit(Exit.REQUEUE if early.terminated else Exit.INTERRUPTED) from None
+    raise typer.Exit(EXIT_CODES.get(outcome.status, Exit.DONE))
+
+
+def _with_curves(settings: Config, terminal: Terminal) -> TensorBoard:
+    from charrnn.paths import user_path
+    from charrnn.tensorboard import TensorBoard
+
+    return TensorBoard(user_path(settings.run, "run"), terminal)
 
 
 def _print_plan(plan: Plan) -> None:
@@ -85,7 +103,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 class Terminal:
-    """What a person sees of a run: a bar on a terminal, a line now and then elsewhere. The Reporter of training."""
+    """What a person sees of a run: a bar on a terminal, elsewhere a line now and then, with the time. The Reporter of training."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -121,7 +139,7 @@ class Terminal:
         where = None if self._reported else self._where(step, progress)
         if self._live:
             self._show(progress, where)
-        elif where and self._due():
+        elif where and step and self._due():
             self._say(where)
 
     def _where(self, step: int, progress: float) -> str:
@@ -175,6 +193,9 @@ class Terminal:
 
     def _say(self, text: str, *, err: bool = False) -> None:
         stream = sys.stderr if err else sys.stdout
+        if not stream.isatty():  # whoever reads it later wants to know when it was
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            text = "\n".join(f"{now} {line}" for line in text.split("\n"))
         if self._bar is not None:
             self._bar.write(text, file=stream)
         else:

@@ -220,8 +220,10 @@ def load(path: Path, config: ImagesConfig) -> Pixels | Features:
 
 
 def begin_worker() -> None:
-    """In a process that decodes for another: Ctrl-C is for that other to hear, and with its end, however that comes, comes this one's."""
+    """In a process that decodes for another: that other hears Ctrl-C and SIGUSR1, and with its end, however it comes, comes this one's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # a scheduler sends it to all the processes of a job
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
