@@ -72,6 +72,7 @@ EXPECTED = {
     "data.filters.form": "五绝, 七绝, 五律, 七律, lines x characters as 4x7, or a list of them",
     "data.filters.drop_lines_with": "a character, some text, or a list of them",
     "model.dropout.locked": "true, false or a list of input, between_layers, output",
+    "train.cuda_graph": "auto, true or false",
     "train.class_weights": "balanced, or a weight above 0 for each label",
 }
 # What only some tasks ask of; the others refuse it, but for its default. Of a section, any of its keys that is not named by itself.
@@ -488,6 +489,8 @@ class TrainConfig(Section):
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction = 0.0  # weight averaging; the averaged weights are what is evaluated and saved. 0 is off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False  # on a GPU, float32 products read 10 bits of a number's fraction and not 23, which is faster
+    cuda_graph: Literal["auto"] | bool = "auto"  # for lm on a GPU: a step is recorded once and asked for by one call; auto: where it can be
     patience: Count | None = None  # stop after so many evaluations without a better value
     best_by: Text | None = None  # the val metric that chooses: nats for lm and fill, accuracy for classify, f1 for tag, errors in speech
     class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None  # for classify and tag: what a label counts in the loss

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +102,26 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if multiplies_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+@contextlib.contextmanager
+def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """On a GPU, whether float32 products may be of TF32; afterwards all is as it was. Elsewhere nothing is changed.
+
+    By itself PyTorch allows it in cuDNN and not in cuBLAS; here one choice holds for both.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before):
+            place.fp32_precision = precision
 
 
 def seeded(device: torch.device, *entropy: int) -> torch.Generator:

@@ -238,6 +238,26 @@ class Shards:
             state = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
         return Carried([generator.get_state() for generator in self._generators], state)
 
+    @property
+    def state(self) -> State | None:
+        """What one group alone carries, as it lies in memory; another may be put in its place."""
+        (state,) = self._carried
+        return state
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        self._carried = [state]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """That of one group alone; another may be put in its place."""
+        (generator,) = self._generators
+        return generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator) -> None:
+        self._generators = [generator]
+
     def load(self, carried: Carried) -> str:
         """Go on from what `carried` gave, state None: from the beginning of a text.
 

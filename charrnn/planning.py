@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 
+from charrnn.cuda_graph import records
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import split_configs
 from charrnn.data.files import find_files
@@ -53,12 +54,13 @@ class Plan:
 
 
 def describe(task: Task, model: Architecture, device: torch.device) -> Plan:
-    """The plan of a task with its model on a device. Raises UnsupportedBackend where the backend that is named cannot run it."""
+    """The plan of a task with its model on a device. Raises UserError, or UnsupportedBackend, where it cannot do what it is asked to."""
     config, corpus = task.config, task.corpus
     batches = list(islice(task.batches("train"), LOOKED_AT))
     parameters, characters = count_parameters(model), len(corpus.split("train"))
     per_parameter = characters / parameters
     precision = resolve_precision(config.train.precision, device)
+    records(config, device)  # which says where it is asked for and cannot be
     request = Request(config.model.cell, device.type, autocast=None if precision == torch.float32 else precision)
     warnings = []
     if per_parameter < 1 and not batches[0].inputs.is_floating_point():  # what is read is more than what is said of it

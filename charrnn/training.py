@@ -22,17 +22,19 @@ from charrnn import finetuning, heartbeat
 from charrnn.atomic import WriteError
 from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, load_state, save_model, save_state, unfit_state
 from charrnn.config import Config
+from charrnn.cuda_graph import Eager, choose_stepper
 from charrnn.data.batch import Batch
-from charrnn.device import keep_freed_memory, resolve_device, resolve_precision, seeded
+from charrnn.device import float32_products, keep_freed_memory, resolve_device, resolve_precision, seeded
 from charrnn.distributed import ALONE, CALM, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
 from charrnn.errors import UserError, did_you_mean
 from charrnn.evaluation import measure, metrics_of
+from charrnn.feeding import feed
 from charrnn.gradients import Carried, Shards
 from charrnn.interrupt import Interrupt
 from charrnn.metrics import Tally
 from charrnn.model_file import find_model
 from charrnn.novelty import keep_text
-from charrnn.optimization import Average, LossWatch, Schedule, advance, build_optimizer, load_optimizer
+from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.paths import user_path
 from charrnn.planning import Plan, can_be_scored, describe
 from charrnn.run_directory import RunDirectory
@@ -246,6 +248,8 @@ class Trainer:
             precision=precision, label_smoothing=settings.label_smoothing, scaler=self.scaler, seed=self.config.seed,
             ranks=ranks, told=reporter.warn,
         )  # fmt: skip
+        eager = Eager(self.shards, self.optimizer, self.parameters, self.scaler, self.average, settings.max_grad_norm)
+        self.stepper = choose_stepper(task, eager, reporter, alone=not ranks.several)
         self.steps_per_epoch = task.steps_per_epoch()
         self.has_val = can_be_scored(task)
         self.best_by = _best_by(task, model if self.has_val else None)
@@ -256,7 +260,8 @@ class Trainer:
         self.heart = heartbeat.Heartbeat(run.heartbeat)
         self.watch = LossWatch()
         self.counters = Counters()
-        self.windows = task.batches("train")
+        self.batches = feed(task, device)
+        self.windows = self.batches()
         # Reading a number from a GPU waits for all that was asked of it, so there the loss is looked at only where it must be.
         self.looks_always = device.type == "cpu"
         self.since_report = self.since_look = Tally.zero(device)
@@ -282,7 +287,7 @@ class Trainer:
         """Run to the end, whichever end it is, and leave the run directory complete. Raises WriteError when it cannot."""
         self.started = time.monotonic() - self.counters.seconds
         keep_freed_memory()
-        with self.interrupt.listening(), self.threads, self.shards:
+        with self.interrupt.listening(), self.threads, self.shards, float32_products(self.device, tf32=self.settings.tf32):
             try:
                 status = self._run()
             except Exception as error:
@@ -298,13 +303,14 @@ class Trainer:
             status = self._loop()
             self.interrupt.close()
         except KeyboardInterrupt:
-            status = "terminated" if self.interrupt.terminated else "interrupted"
+            self.interrupt.close()  # a reporter may have raised it
+            status = "interrupted"
         except Exception:  # of the reporter, mostly: whoever listened has gone, and the steps since the last save are still good
             if self.whole and not self.ranks.several:  # the others would not come to save theirs
                 self._keep()
             raise
         self._keep()
-        return status
+        return "terminated" if status == "interrupted" and self.interrupt.terminated else status
 
     def _loop(self) -> heartbeat.Ending:
         settings = self.settings
@@ -379,15 +385,9 @@ class Trainer:
         counters, settings = self.counters, self.settings
         self.learning_rate = settings.learning_rate * counters.learning_rate_scale * self.schedule.factor(self.progress(), counters.step)
         windows = [self._next_window() for _ in range(settings.accumulate)]
-        gradients, tally, scale = self.shards.gradients(windows)
+        tally, self.grad_norm = self.stepper.step(windows, self.learning_rate, counters.step + 1)
         counters.step += 1
         counters.chars += sum(window.chars for window in windows)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.grad_norm = advance(
-            self.optimizer, self.parameters, gradients, scale,
-            max_norm=settings.max_grad_norm, scaler=self.scaler, average=self.average, step=counters.step,
-        )  # fmt: skip
         self.since_report, self.since_look = self.since_report + tally, self.since_look + tally
         self.unseen += 1
         self.pace_seconds += time.perf_counter() - started
@@ -571,7 +571,7 @@ class Trainer:
         if change := self.shards.load(Carried(state["generators"], state["carried"])):
             self.shards.reseed(self.counters.step)
             self.reporter.note(f"resumed {change}: dropout draws anew, so the run is no longer the same to the bit")
-        self.windows = self.task.batches("train", epoch=self.counters.epoch, first=self.counters.window)
+        self.windows = self.batches(epoch=self.counters.epoch, first=self.counters.window)
         self.since_report = Tally.of(state["since_report"], self.device)
         self.since_look, self.unseen = Tally.zero(self.device), 0
         self.chars_reported, self.pace_seconds = state["pace"]["chars"], state["pace"]["seconds"]
@@ -674,7 +674,7 @@ class Trainer:
         window = next(self.windows, None)
         if window is None:
             counters.epoch, counters.window = counters.epoch + 1, 0
-            self.windows = self.task.batches("train", epoch=counters.epoch)
+            self.windows = self.batches(epoch=counters.epoch)
             window = next(self.windows)
         counters.window += 1
         return window

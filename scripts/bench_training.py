@@ -3,8 +3,8 @@
 
 The machine's speed drifts, so all alternate, round by round, and medians are compared. They read the same text with the same model,
 optimizer, clipping and carried state. The plain loop runs in float32 and, where the processor multiplies bfloat16, under autocast too, and
-the better of the two is the peer. A backend is timed only where the gradients of a step are those of the reference first. Prints one
-markdown table.
+the better of the two is the peer. A backend is timed only where the gradients of a step are those of the reference first; that a recorded
+step (train.cuda_graph) is the step itself, training finds out before it uses one. Prints one markdown table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 
 from charrnn.config import Config, build_config
 from charrnn.data.corpus import load_corpus
-from charrnn.device import resolve_device, resolve_precision
+from charrnn.device import float32_products, resolve_device, resolve_precision
 from charrnn.gradients import Shards
 from charrnn.ops.backends import BACKENDS
 from charrnn.tasks import load_task
@@ -51,6 +51,7 @@ class Shape:
 SHAPES = {
     "small": Shape(2, 128, 50, 50, 65),  # what char-rnn (Karpathy 2015) begins with
     "wide": Shape(1, 512, 32, 128, 65),
+    "deep": Shape(2, 512, 32, 128, 65),
     "vocabulary": Shape(2, 512, 32, 128, 6000),
 }
 
@@ -130,26 +131,42 @@ def _wait(device: torch.device) -> None:
 
 
 class Clock:
-    """A Reporter that keeps the time of each step and is otherwise silent."""
+    """A Reporter that keeps the time of each step and of each report, and the warnings, and is otherwise silent."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.reported: list[tuple[float, int]] = []  # when, and how many characters had been read
+        self.warnings: list[str] = []
 
     def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
     def encoding(self, done: int, total: int) -> None: ...
-    def step(self, report: StepReport) -> None: ...
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def stepped(self, step: int, progress: float) -> None:
         self.times.append(time.perf_counter())
 
+    def step(self, report: StepReport) -> None:
+        self.reported.append((time.perf_counter(), report.chars))
+
 
 def our_rate(config: Config) -> float:
-    """Characters per second of charrnn's own training, all that its loop does between steps included; its first tenth left out."""
+    """Characters per second of charrnn's own training, all that its loop does between steps included; its first tenth left out.
+
+    Raises SystemExit where a recorded step was refused: the figure would be that of another program.
+    """
     clock = Clock()
     train(config, overwrite=True, reporter=clock)
+    if refused := [warning for warning in clock.warnings if warning.startswith("train.cuda_graph")]:
+        raise SystemExit(refused[0])
+    if resolve_device(config.device).type == "cuda":  # there a step is over when it is reported, not when it has been asked for
+        if len(clock.reported) < 10:
+            raise SystemExit(f"{config.train.max_minutes * 60:.0f} seconds are {len(clock.reported)} reports; raise --seconds")
+        (began, before), (ended, chars) = clock.reported[len(clock.reported) // 10], clock.reported[-1]
+        return (chars - before) / (ended - began)
     counted = clock.times[len(clock.times) // 10 :]
     return (len(counted) - 1) * config.train.batch_size * config.train.tbptt_window / (counted[-1] - counted[0])
 
@@ -161,7 +178,8 @@ def check(config: Config, backend: str, device: torch.device, precision: torch.d
         task = load_task(config.model_copy(update={"model": config.model.model_copy(update={"backend": name})}))
         scaler = torch.amp.GradScaler(device.type, enabled=False)
         model = task.model().to(device).train()
-        with Shards(task, model, 1, precision=dtype, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
+        products = float32_products(device, tf32=False)
+        with products, Shards(task, model, 1, precision=dtype, label_smoothing=0.0, scaler=scaler, seed=1) as shards:
             return shards.gradients([next(task.batches("train"))])[0]
 
     names = [name for name, parameter in load_task(config).model().named_parameters() if parameter.requires_grad]
@@ -212,6 +230,7 @@ def main() -> None:
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--backend", choices=("auto", *BACKENDS), nargs="+", help="auto, and on a CPU native too")
+    parser.add_argument("--cuda-graph", choices=["auto", "false"], nargs="+", default=["auto"], help="settings of train.cuda_graph")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -231,7 +250,12 @@ def main() -> None:
 
     name = str(precision).removeprefix("torch.")
     print(f"torch {torch.__version__}, {device}, {args.threads} threads, {name}; characters a second, medians of {args.rounds} rounds")
-    ours = [f"charrnn {backend}" for backend in args.backend]
+    kinds = {
+        f"charrnn {backend}" + (f", cuda_graph {graph}" if len(args.cuda_graph) > 1 else ""): (backend, graph)
+        for backend in args.backend
+        for graph in args.cuda_graph
+    }
+    ours = list(kinds)
     print("| " + " | ".join(["model", "vocabulary", *peers, *ours, "best of charrnn / best of stock", "by round"]) + " |")
     print("| --- " * (len(peers) + len(ours) + 4) + "|")
     with tempfile.TemporaryDirectory() as directory:
@@ -240,10 +264,11 @@ def main() -> None:
             config = settings(args, shape, {"path": text, "cache": directory}, directory)
             vocabulary = len(load_corpus(config.data, config.seed).vocabulary)  # encoded before the clock starts
             configs = {}
-            for backend in args.backend:
+            for who, (backend, graph) in kinds.items():
                 check(config, backend, device, precision)
                 model = config.model.model_copy(update={"backend": backend})
-                configs[f"charrnn {backend}"] = config.model_copy(update={"model": model})
+                steps = config.train.model_copy(update={"cuda_graph": False if graph == "false" else graph})
+                configs[who] = config.model_copy(update={"model": model, "train": steps})
             rates: dict[str, list[float]] = {who: [] for who in (*peers, *ours)}
             for _ in range(args.rounds):
                 for who, dtype in peers.items():
@@ -254,7 +279,13 @@ def main() -> None:
             best, peer = max(ours, key=medians.__getitem__), max(peers, key=medians.__getitem__)
             by_round = ", ".join(f"{a / b:.2f}" for a, b in zip(rates[best], rates[peer]))
             figures = [f"{medians[who]:,.0f}" for who in (*peers, *ours)]
-            row = [f"{args.cell} {shape}", f"{vocabulary:,}", *figures, f"{medians[best] / medians[peer]:.2f} ({best})", by_round]
+            row = [
+                f"{args.cell} {shape}" + (f", dropout {args.dropout:g}" if args.dropout else ""),
+                f"{vocabulary:,}",
+                *figures,
+                f"{medians[best] / medians[peer]:.2f} ({best})",
+                by_round,
+            ]
             print("| " + " | ".join(row) + " |", flush=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from bench_training import CELLS, SHAPES, Clock, random_text, settings
 
-from charrnn import training
+from charrnn import cuda_graph
 from charrnn.device import keep_freed_memory
 from charrnn.layers.recurrent import RecurrentStack
 from charrnn.models.char_rnn import CharRNN
@@ -34,7 +34,7 @@ PARTS: list[tuple[str, Any, str, str]] = [
     ("recurrence forward", RecurrentStack, "forward", "embedding, dropout"),
     ("head and loss with their gradients", lm, "cross_entropy_of", "the rest: Python between the parts"),
     ("backward through recurrence and embedding", torch.autograd, "grad", "the rest: Python between the parts"),
-    ("clipping, Adam, average", training, "advance", "the rest: Python between the parts"),
+    ("clipping, Adam, average", cuda_graph, "advance", "the rest: Python between the parts"),
     ("look at the loss", Trainer, "look", ""),
 ]
 

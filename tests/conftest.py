@@ -5,6 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where there is no GPU, the tests of one are not among the tests."""
+    of_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if not of_gpus or torch.cuda.is_available():
+        return
+    config.hook.pytest_deselected(items=of_gpus)
+    items[:] = [item for item in items if item not in of_gpus]
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,9 @@ LEFT = {
     "tagging": "config data layers sampling",
     "tasks": "config options ranking metrics tables device ops layers models data sampling decoding tagging",
     "gradients": "config distributed metrics device data tasks",
-    "planning": "config data device gradients ops models tasks",
+    "feeding": "data device tasks",
+    "cuda_graph": "config metrics data device gradients optimization tasks",
+    "planning": "config cuda_graph data device gradients ops models tasks",
     "evaluation": "config distributed metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
     "classifying": "data metrics tasks",
@@ -70,7 +72,7 @@ LEFT = {
     "finetuning": "config data models checkpoint",
     "training": "atomic distributed paths model_file "
     "config metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
-    "threads tasks evaluation finetuning",
+    "threads tasks evaluation finetuning feeding cuda_graph",
     "tensorboard": "run_files training",
     "trials": "atomic distributed metrics ops interrupt lock claims runs sweep training",
     "cli": "tensorboard atomic paths exits interrupt options model_file run_files run_directory runs sweep trials engine "

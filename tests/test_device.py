@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from charrnn.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory, resolve_device
+from charrnn.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, float32_products, keep_freed_memory, resolve_device
 from charrnn.errors import UserError
 
 FAULTS = """
@@ -80,3 +82,16 @@ def test_a_device_that_is_none_is_named(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"^device {name!r}: expected auto, cpu, mps, cuda or cuda:N") as error:
         resolve_device(name)
     assert str(error.value).endswith(hint)
+
+
+def test_tf32_is_chosen_for_all_products_of_a_gpu_and_then_as_it_was() -> None:
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for tf32, precision in ((True, "tf32"), (False, "ieee")):
+        with pytest.raises(KeyError), float32_products(torch.device("cuda"), tf32=tf32):
+            assert [place.fp32_precision for place in places] == [precision] * 3
+            raise KeyError
+        assert [place.fp32_precision for place in places] == before
+    with float32_products(torch.device("cpu"), tf32=True):
+        assert [place.fp32_precision for place in places] == before
+    assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"  # others still ask in the old way

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,10 +24,19 @@ class Batch:
     continues: bool  # the text goes on where the last batch stopped, so the state may too
     names: tuple[str, ...] = ()  # what a person calls each example, or picture, where a task tells of single ones
     pictures: Tensor | None = None  # (B,) which of P pictures is each column's; they need not be in order, and each may have several
+    counted: int | None = None  # `chars`, of a batch that has been moved: to count again on a GPU would be to wait for it
 
     def to(self, device: torch.device) -> Batch:
-        lengths, pictures = (None if part is None else part.to(device) for part in (self.lengths, self.pictures))
-        return Batch(self.inputs.to(device), self.targets.to(device), lengths, self.continues, self.names, pictures)
+        return self if self.inputs.device == device else self.moved(lambda tensor: tensor.to(device))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with each of its tensors moved."""
+        lengths, pictures = (None if part is None else move(part) for part in (self.lengths, self.pictures))
+        return replace(self, inputs=move(self.inputs), targets=move(self.targets), lengths=lengths, pictures=pictures, counted=self.chars)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [part for part in (self.inputs, self.targets, self.lengths, self.pictures) if part is not None]
 
     @property
     def columns(self) -> int:
@@ -44,6 +54,8 @@ class Batch:
     @property
     def chars(self) -> int:
         """Those that were read, without padding; of frames and pictures, which are none, those that were said."""
+        if self.counted is not None:
+            return self.counted
         if self.inputs.is_floating_point():
             return int((self.targets != IGNORED).sum())
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())

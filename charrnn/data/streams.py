@@ -13,10 +13,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
 
 from charrnn.data.batch import IGNORED, Batch
 from charrnn.data.corpus import Corpus, Ids
 from charrnn.errors import DataError
+
+PIECE = 1 << 22  # characters that are copied to a device at once
 
 
 def split_ids(corpus: Corpus, split: str) -> Ids:
@@ -48,19 +51,29 @@ class Streams:
         """Batches in one pass."""
         return -(-self.length // self.window)
 
-    def batches(self, first: int = 0) -> Iterator[Batch]:
-        """One pass, from window `first` on. The last window is as short as what is left; no character is passed over."""
-        ids, unknown = self.corpus.split(self.split), self.corpus.vocabulary.unknown
+    def batches(self, first: int = 0, held: Tensor | None = None) -> Iterator[Batch]:
+        """One pass, from window `first` on. The last window is as short as what is left; no character is passed over.
+
+        `held`: what `hold` gave; the batches then lie on its device, where they are gathered too.
+        """
+        unknown = self.corpus.vocabulary.unknown
         for window in range(first, self.windows):
             at, steps = window * self.window, min(self.window, self.length - window * self.window)
             # The character after the window is the last one's target: columns overlap by one.
-            stride = ids.strides[0]
-            rows = as_strided(ids[at:], (steps + 1, self.batch_size), (stride, self.length * stride), writeable=False)
-            text = torch.from_numpy(rows.astype(np.int64, order="C"))  # (T + 1, B)
+            text = self._text(at, steps + 1) if held is None else self._text_held(held, at, steps + 1)  # (T + 1, B)
             targets = text[1:]
             yield Batch(text[:-1], targets.masked_fill(targets == unknown, IGNORED), None, continues=window > 0)
-            if window % 256 == 255:
+            if held is None and window % 256 == 255:
                 self.corpus.forget_pages()
+
+    def _text(self, at: int, rows: int) -> Tensor:
+        ids = self.corpus.split(self.split)
+        stride = ids.strides[0]
+        text = as_strided(ids[at:], (rows, self.batch_size), (stride, self.length * stride), writeable=False)
+        return torch.from_numpy(text.astype(np.int64, order="C"))
+
+    def _text_held(self, held: Tensor, at: int, rows: int) -> Tensor:
+        return held.as_strided((rows, self.batch_size), (1, self.length), at).to(torch.int64, memory_format=torch.contiguous_format)
 
 
 def fit(corpus: Corpus, split: str, batch_size: int, window: int) -> Streams:
@@ -68,6 +81,22 @@ def fit(corpus: Corpus, split: str, batch_size: int, window: int) -> Streams:
     targets = max(1, len(corpus.split(split)) - 1)
     batch_size = max(1, min(batch_size, targets // min(window, 16) or 1))
     return Streams(corpus, split, batch_size, max(1, min(window, targets // batch_size)))
+
+
+def held_dtype(corpus: Corpus) -> torch.dtype:
+    """The smallest one of PyTorch's common integers that holds every id."""
+    size = len(corpus.vocabulary)
+    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
+
+
+def hold(corpus: Corpus, split: str, device: torch.device) -> Tensor:
+    """A split's ids, (N,), on a device, copied there piece by piece."""
+    ids = corpus.split(split)
+    held = torch.empty(len(ids), dtype=held_dtype(corpus), device=device)
+    for at in range(0, len(ids), PIECE):
+        held[at : at + PIECE].copy_(torch.from_numpy(ids[at : at + PIECE].astype(np.int32)))
+    corpus.forget_pages()
+    return held
 
 
 @dataclass(frozen=True)

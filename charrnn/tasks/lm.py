@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.data.corpus import Corpus, Progress, load_corpus, load_file
-from charrnn.data.streams import EvaluationStreams, Streams, fit, split_ids
+from charrnn.data.streams import EvaluationStreams, Streams, fit, held_dtype, hold, split_ids
 from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.metrics import Tally
 from charrnn.models.char_rnn import CharRNN
 from charrnn.options import SamplingOptions
 from charrnn.ranking import BEST_BY
 from charrnn.sampling import filter_logits, run_on, sample
-from charrnn.tasks.task import State, cross_entropy_of, fresh_model, shortcomings
+from charrnn.tasks.task import Batches, State, cross_entropy_of, fresh_model, shortcomings
 
 EVALUATION_COLUMNS = 8
 EVALUATION_COLUMN = 2000  # characters that a column should have before another one is opened
@@ -60,6 +60,17 @@ class LanguageModel:
         ids = split_ids(self.corpus, split)
         columns = max(1, min(EVALUATION_COLUMNS, (len(ids) - 1) // EVALUATION_COLUMN))
         return self.corpus.forgetting(EvaluationStreams(ids, self.vocabulary.unknown, columns).batches(first=first))
+
+    def held_bytes(self) -> int:
+        return len(self.corpus.split("train")) * held_dtype(self.corpus).itemsize
+
+    def hold(self, device: torch.device) -> Batches:
+        streams, ids = self._train_streams(), hold(self.corpus, "train", device)
+
+        def batches(*, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+            return streams.batches(first, ids)
+
+        return batches
 
     def steps_per_epoch(self) -> int:
         return self._train_streams().windows

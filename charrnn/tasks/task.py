@@ -77,6 +77,20 @@ class Pretrained(Protocol):
         """Put them in, where the configuration asks for them. Raises UserError where they cannot be had."""
 
 
+Batches = Callable[..., Iterator[Batch]]  # (*, epoch=0, first=0), as Task.batches of one split
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A task whose train split can lie on a device whole, so that no batch has to be copied there."""
+
+    def held_bytes(self) -> int:
+        """What it would take there."""
+
+    def hold(self, device: torch.device) -> Batches:
+        """Take it there. The same batches as those of `batches("train")`, gathered there."""
+
+
 @runtime_checkable
 class Settling(Protocol):
     """A task that chooses by what a split showed how its model decides."""
