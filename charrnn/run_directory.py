@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from charrnn import __version__
-from charrnn.atomic import WriteError, write_atomically
+from charrnn.atomic import WriteError, copy_atomically, write_atomically
+from charrnn.checkpoint import save_state
 from charrnn.config import Config, load_config
 from charrnn.errors import UserError, short
 from charrnn.lock import locked
 from charrnn.metrics import sayable
 
 JOURNALS = ("metrics.jsonl", "samples.txt")
-FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
+FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", "previous.state.pt", *JOURNALS)
 TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
-OWN = (*FILES, *TEXTS)
+REFUSED = "refused.state.pt"  # there only where a state could not be gone on from, and the one before it could
+OWN = (*FILES, *TEXTS, REFUSED)
 MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
+STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors", re.ASCII)  # what train.keep keeps
 LOCK = ".lock"  # there while a job is at work
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
@@ -35,7 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.state = path / "config.yaml", path / "last.state.pt"
+        self.config, self.state, self.previous = path / "config.yaml", path / "last.state.pt", path / "previous.state.pt"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
         self.text = path / TEXT
 
@@ -75,11 +79,50 @@ class RunDirectory:
     def _refuse_to_lose_models(self) -> None:
         # Without models nothing was lost but some steps, and a job that is started again with --resume begins anew.
         model = next((path for path in (self.last, self.best) if path.exists()), None)
-        if model and not self.state.exists():
+        if model and not self.has_state():
             raise UserError(
                 f"{self.path}: cannot resume: it holds models and no {self.state.name}; "
                 f"begin another run with --init-from {model}, or delete this one with --overwrite"
             )
+
+    def has_state(self) -> bool:
+        return self.state.exists() or self.previous.exists()
+
+    def write(self, state: dict[str, Any], write_model: Callable[[Path], None], step: int, keep: int) -> None:
+        """Write the state, and have `write_model` make the last model, which is one of the `keep` latest too.
+
+        With 0 of them none is made, nor deleted. A crash at any moment leaves a whole state, and that alone is enough. Raises WriteError.
+        """
+        kept = self.path / f"step-{step:08}.safetensors"
+        if keep:
+            write_model(kept)  # before the state: a run that goes on from that does not come by this step again
+        self.write_state(state)
+        if not keep:
+            write_model(self.last)
+            return
+        copy_atomically(kept, self.last)
+        # What was written of steps to come, before the run went back, stays until they have come.
+        known = sorted((int(match[1]), file) for file in self.path.iterdir() if (match := STEP.fullmatch(file.name)))
+        try:
+            for _, file in [pair for pair in known if pair[0] <= step][:-keep]:
+                file.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the state, and keep the one before it: at any moment one of them is whole. Raises WriteError."""
+        save_state(self.state, state, before=self.previous)
+
+    def put_state_aside(self) -> None:
+        """The last state, which was refused, is kept under another name: it must never take the place of the one before it.
+
+        Raises WriteError.
+        """
+        try:
+            if self.state.exists():
+                os.replace(self.state, self.path / REFUSED)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[str]:
@@ -107,7 +150,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
                 unwanted = file.name in TEXTS and not config.train.keep_text
-                if _is_partial(file) or unwanted or (file.name in OWN and not resume):
+                if _is_partial(file) or unwanted or (is_own(file.name) and not resume):
                     file.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -147,6 +190,30 @@ class RunDirectory:
                 raise WriteError(f"{fact}; make it writable, or start again with --overwrite") from None
 
 
+def is_own(name: str) -> bool:
+    """Whether a file of this name, in the directory of a run, is the run's."""
+    return name in OWN or STEP.fullmatch(name) is not None
+
+
+def own_files(model: Path) -> Iterator[Path]:
+    """A model file, and where it is one of a run those that lie beside it and are the run's; else those that would be read with it."""
+    yield model
+    if model.name in MODELS or STEP.fullmatch(model.name):
+        yield from (file for file in model.parent.iterdir() if is_own(file.name))
+    else:
+        yield from map(model.with_name, TEXTS)
+
+
+def changes(before: Config, now: Config) -> list[str]:
+    """What a resumed run does otherwise than before, of that which may be changed: `train.max_steps was 20 and is now 30`."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    return [
+        f"{key} was {short(old.get(key))} and is now {short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in ("run", *FREE) and old.get(key) != new.get(key)
+    ]
+
+
 def refuse_changes(before: Config, now: Config, place: str) -> None:
     """Raises UserError naming the first setting that a resumed run may not change."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
@@ -174,4 +241,5 @@ def _remove_empty(paths: list[Path]) -> None:
 
 def _is_partial(path: Path) -> bool:
     """What write_atomically leaves behind when it is killed."""
-    return path.name.endswith(".partial") and any(path.name.startswith(f".{name}.") for name in OWN)
+    match = re.fullmatch(r"\.(.+)\.[0-9]+\.partial", path.name)
+    return match is not None and is_own(match[1])
