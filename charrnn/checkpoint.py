@@ -1,17 +1,18 @@
 """Model files, whole and plain, and the state that a run resumes from. Nothing read here can run code.
 
-A model file is one `.safetensors`: weights by name, and in its metadata the configuration, the vocabulary, the step and
-the metrics. A state file is what `torch.load(weights_only=True)` accepts: tensors and plain types.
+A model file is one `.safetensors`: weights by name, and in its metadata the configuration, the vocabulary, the step, the
+metrics and a checksum. A state file is what `torch.load(weights_only=True)` accepts, tensors and plain types, and behind it a checksum.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 
 from charrnn import __version__
 from charrnn.atomic import write_atomically
-from charrnn.config import Config, build_config
+from charrnn.config import Config, read_config
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import CheckpointError, ConfigError, short
-from charrnn.model_file import FORMAT, FORMAT_VERSION, read_header
+from charrnn.model_file import DIGEST, FORMAT, FORMAT_VERSION, PIECE, UNSUMMED, check_content, checksum, read_header, with_checksum
 from charrnn.models import Architecture, build_architecture
-from charrnn.plain_yaml import parse_yaml
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # from 2 on there is a checksum
+SEAL = b"\ncharrnn blake2b "  # begins what stands behind a state: this, the checksum in hexadecimal, and a line end
+SEAL_SIZE = len(SEAL) + 2 * DIGEST + 1
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,25 @@ def save_model(
         "vocabulary": vocabulary.to_json(),
         "step": str(step),
         "metrics": json.dumps(metrics),
+        "checksum": UNSUMMED,
     }
     if labels:
         metadata["labels"] = json.dumps(list(labels), ensure_ascii=False)
-    write_atomically(path, safetensors.torch.save(weights, metadata))
+    write_atomically(path, with_checksum(safetensors.torch.save(weights, metadata)))
 
 
 def load_model(path: Path | str, device: str = "cpu") -> Loaded:
     """Read a model file that nobody vouches for. Raises CheckpointError, one line, where it is not whole or not ours."""
     path = Path(path)
-    metadata = read_header(path).metadata
+    header = read_header(path)
+    check_content(path, header)
+    metadata = header.metadata
     try:
         weights = safetensors.torch.load_file(path, device=device)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged: {_first_line(error)}; copy it again, or train anew") from None
     try:
-        config = build_config(_as_settings(metadata["config"]), "its config")
+        config = read_config(metadata["config"], "its config")
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
         labels = _as_labels(metadata.get("labels", "[]"), config)
         step = int(metadata["step"])
@@ -100,13 +105,6 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
     _check_weights(path, weights, config, vocabulary, labels)
     return Loaded(weights, config, vocabulary, step, metrics, path, labels)
-
-
-def _as_settings(text: str) -> dict[str, Any]:
-    settings = parse_yaml(text)
-    if not isinstance(settings, dict):
-        raise CheckpointError("its config is not a set of sections")
-    return settings
 
 
 def _as_labels(text: str, config: Config) -> tuple[str, ...]:
@@ -160,41 +158,73 @@ def copy_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
         parameter.copy_(weights[name])
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write what a run resumes from: tensors and plain types. Raises WriteError."""
+def save_state(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
+    """Write what a run resumes from: tensors and plain types. Raises WriteError.
+
+    `before`: the name that the state before it is kept under.
+    """
     buffer = io.BytesIO()
     torch.save({"state_version": STATE_VERSION, "charrnn_version": __version__, **state}, buffer)
-    write_atomically(path, buffer.getvalue())
+    content = buffer.getbuffer()
+    write_atomically(path, (content, SEAL + checksum(b"", [content]).encode() + b"\n"), before=before)
 
 
-def unfit_state(path: Path, fact: str) -> CheckpointError:
-    """What to raise of a state that no run can go on from."""
-    return CheckpointError(f"{path}: does not fit this run: {fact}; {_instead_of(path)}")
+class UnfitState(CheckpointError):
+    """A state that no run can go on from: its path, the fact, and what is left to do."""
 
-
-def _instead_of(state: Path) -> str:
-    return f"take the weights only with --init-from {state.with_name('last.safetensors')}, or start again with --overwrite"
+    def __init__(self, path: Path, fact: str, remedy: str | None = None) -> None:
+        last = path.with_name("last.safetensors")
+        self.path, self.fact = path, fact
+        self.remedy = remedy or f"take the weights only with --init-from {last}, or start again with --overwrite"
+        super().__init__(f"{path}: {fact}; {self.remedy}")
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what save_state wrote, on the CPU. Raises CheckpointError where it is not whole or not ours."""
-    remedy = _instead_of(path)
+    """Read what save_state wrote, on the CPU. Raises UnfitState where it is not whole or not ours."""
     try:
         with open(path, "rb") as file:
+            sealed = _check_seal(path, file)
+            _check_records(path, file)
+            file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
+        raise UnfitState(path, f"cannot be read: {error.strerror or error}") from None
+    except UnfitState:
+        raise
     except Exception as error:
-        raise CheckpointError(f"{path}: damaged: {_first_line(error)[:120]}; {remedy}") from None
+        raise UnfitState(path, f"damaged: {_first_line(error)[:120]}") from None
     version = state.get("state_version") if isinstance(state, dict) else None
     if not isinstance(version, int):
-        raise CheckpointError(f"{path}: not the state of a charrnn run; {remedy}")
+        raise UnfitState(path, "not the state of a charrnn run")
     if version > STATE_VERSION:
-        raise CheckpointError(
-            f"{path}: written by charrnn {short(state.get('charrnn_version'))} in format {short(version)}, and charrnn "
-            f"{__version__} reads formats up to {STATE_VERSION}; upgrade charrnn to resume"
-        )
+        fact = f"written by charrnn {short(state.get('charrnn_version'))} in format {short(version)}"
+        raise UnfitState(path, f"{fact}, and charrnn {__version__} reads formats up to {STATE_VERSION}", "upgrade charrnn to resume")
+    if version > 1 and not sealed:
+        raise UnfitState(path, "damaged: its checksum is missing")
     return dict(state)
+
+
+def _check_records(path: Path, file: BinaryIO) -> None:
+    """Raises UnfitState where the file is not an archive as torch.save makes it: older pickles, and what unpacks to more than it is."""
+    size = file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records) or sum(record.file_size for record in records) > size:
+        raise UnfitState(path, "damaged: its records are not as they were written")
+
+
+def _check_seal(path: Path, file: BinaryIO) -> bool:
+    """Whether there is a checksum. Raises UnfitState where it is not that of what stands before it."""
+    size = file.seek(0, io.SEEK_END) - SEAL_SIZE
+    file.seek(max(0, size))
+    seal = file.read()
+    if size < 0 or not seal.startswith(SEAL):
+        return False
+    file.seek(0)
+    pieces = (file.read(min(PIECE, size - at)) for at in range(0, size, PIECE))
+    if seal != SEAL + checksum(b"", pieces).encode() + b"\n":
+        raise UnfitState(path, "damaged: its content is not what its checksum says")
+    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -496,6 +496,8 @@ class TrainConfig(Section):
     class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None  # for classify and tag: what a label counts in the loss
     evaluate_every: Count = 500  # steps
     save_every: Count = 500
+    save_every_minutes: Limit | None = None  # also when training has gone on for so long since the last save
+    keep: Annotated[int, Field(ge=0, lt=1 << 31)] = 0  # models of so many latest saves are kept, besides the best and the last
     log_every: Count = 50
     keep_text: bool = False  # for lm: the run keeps its encoded training text, for `sample --novelty` and `--no-copy`
 
@@ -734,14 +736,23 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}; save the config as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return _settings_of(raw, str(path))
+
+
+def read_config(text: str, place: str, overrides: Sequence[str | Given] = ()) -> Config:
+    """From YAML, with `a.b=c` overrides. `place` is what an error message blames. Raises ConfigError, one line."""
+    return build_config(_settings_of(text, place), place, overrides)
+
+
+def _settings_of(text: str, place: str) -> dict[str, Any]:
     try:
-        settings = parse_yaml(raw)
+        settings = parse_yaml(text)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{place}: {error}") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: holds a {type(settings).__name__}; expected sections `data:`, `model:`, `train:` with keys")
+        raise ConfigError(f"{place}: holds a {type(settings).__name__}; expected sections `data:`, `model:`, `train:` with keys")
     return settings
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from charrnn.data.vocabulary import Vocabulary, opening
 from charrnn.errors import CheckpointError, ConfigError, not_finite
-from charrnn.model_file import Header, read_header
+from charrnn.model_file import Header, damaged_content, read_header
 from charrnn.ops.library import library_path
 from charrnn.options import SamplingOptions, separator_of
 from charrnn.plain_yaml import parse_yaml
@@ -212,6 +212,8 @@ def open_language_model(path: Path) -> Language:
         raise Unfit("its file cannot be read") from None
     if len(weights) != header.size - header.start:
         raise Unfit("its file changes while it is read")
+    if not header.is_sound([weights]):
+        raise damaged_content(path)
     return Language(path, shape, vocabulary, separator, tensors, weights)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,9 @@ from charrnn.paths import user_path
 FORMAT = "charrnn"
 FORMAT_VERSION = 1  # of model files; a reader refuses what is newer than itself
 MAX_HEADER = 64 << 20  # bytes; a vocabulary of all of Unicode needs a quarter of it
+DIGEST = 16  # bytes of a checksum
+UNSUMMED = "0" * (2 * DIGEST)  # what stands for a checksum while it is computed
+PIECE = 1 << 20  # bytes of a file that are summed at once
 RUNS = Path("runs")
 
 
@@ -28,6 +33,12 @@ class Header(NamedTuple):
     tensors: dict[str, Any]  # by name: dtype, shape, data_offsets
     start: int  # bytes before the tensors
     size: int  # bytes of the file
+    raw: bytes  # those before the tensors, as they lie there
+
+    def is_sound(self, tensors: Iterable[bytes | memoryview]) -> bool:
+        """Whether the checksum is that of the header and of these bytes behind it. Files of before there were checksums have none."""
+        claimed = self.metadata.get("checksum")
+        return claimed is None or claimed == checksum(self.raw.replace(claimed.encode(), UNSUMMED.encode(), 1), tensors)
 
 
 def read_header(path: Path) -> Header:
@@ -46,7 +57,8 @@ def read_header(path: Path) -> Header:
                     raise CheckpointError(f"{path}: a pickle file, which could run code and is not opened as a model; expected {expected}")
                 fact = f"its header claims {length} bytes and the file has {size}"
                 raise CheckpointError(f"{path}: {fact}; it is cut off or not a .safetensors file, so copy it again")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+            header = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected a model that charrnn train wrote") from None
     except OSError as error:
@@ -65,7 +77,41 @@ def read_header(path: Path) -> Header:
             f"{path}: written by charrnn {short(metadata.get('charrnn_version'))} in format {short(version)}, and charrnn "
             f"{__version__} reads formats up to {FORMAT_VERSION}; upgrade charrnn"
         )
-    return Header(metadata, {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size)
+    return Header(metadata, {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size, head + text)
+
+
+def checksum(header: bytes, tensors: Iterable[bytes | memoryview]) -> str:
+    """Of a model file: BLAKE2b of all its bytes, with zeros where the checksum stands; hexadecimal."""
+    digest = blake2b(header, digest_size=DIGEST)
+    for piece in tensors:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def with_checksum(payload: bytes) -> tuple[bytes, memoryview]:
+    """Header and tensors of a model file, with the checksum in the place that its metadata holds for it: `checksum`, all zeros."""
+    (length,) = struct.unpack("<Q", payload[:8])
+    header, tensors = payload[: 8 + length], memoryview(payload)[8 + length :]
+    place = f'"checksum":"{UNSUMMED}"'.encode()
+    assert place in header  # as safetensors writes JSON
+    return header.replace(place, f'"checksum":"{checksum(header, [tensors])}"'.encode(), 1), tensors
+
+
+def check_content(path: Path, header: Header) -> None:
+    """Raises CheckpointError where a file is not what it was when its checksum was taken."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(header.start)
+            sound = header.is_sound(iter(lambda: file.read(PIECE), b""))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not sound:
+        raise damaged_content(path)
+
+
+def damaged_content(path: Path) -> CheckpointError:
+    """What to raise of a file whose checksum is not that of its content."""
+    return CheckpointError(f"{path}: damaged: its content is not what its checksum says; copy it again, or train anew")
 
 
 def find_model(model: str | None) -> Path:

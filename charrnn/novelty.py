@@ -259,17 +259,18 @@ def kept_index(model: Path, vocabulary: Vocabulary) -> tuple[Index, list[str]]:
     if not path.exists():
         remedy = "give the text with --novelty-text FILE, or train with train.keep_text: true"
         raise DataError(f"{path}: no such file: the run did not keep its training text; {remedy}")
-    found = _read_array(path)
+    found, remedy = _read_array(path), "take it away and train on with --resume, or give the text with --novelty-text FILE"
     if found is None:
-        remedy = "take it away and train on with --resume, or give the text with --novelty-text FILE"
         raise DataError(f"{path}: damaged; {remedy}")
     ids, metadata = found
     if metadata.get("vocabulary") != vocabulary.to_json():
         raise DataError(f"{path}: kept by the run of another model, for its characters are others; give the text with --novelty-text FILE")
-    digest = hashlib.blake2b(ids.data, digest_size=16).hexdigest()
+    if int(ids.max(initial=0)) >= len(vocabulary):
+        raise DataError(f"{path}: damaged: it holds ids that its vocabulary does not have; {remedy}")
+    digest = _checksum(ids)
     beside = path.with_name(TEXT_INDEX)
     cached = _read_array(beside)
-    if cached and cached[1].get("text") == digest and len(cached[0]) == len(ids):
+    if cached and cached[1].get("text") == digest and len(cached[0]) == len(ids) and int(cached[0].max(initial=0)) < max(1, len(ids)):
         return Index(ids, vocabulary, cached[0]), []
     index = Index(ids, vocabulary)
     try:
@@ -282,7 +283,7 @@ def kept_index(model: Path, vocabulary: Vocabulary) -> tuple[Index, list[str]]:
 def _write_array(path: Path, array: Ids, metadata: Mapping[str, str]) -> None:
     """One tensor, `array`, as a .safetensors file; piece by piece, for the text may be larger than memory."""
     fields: dict[str, Any] = {"dtype": DTYPES[array.dtype.name], "shape": [len(array)], "data_offsets": [0, array.nbytes]}
-    header = json.dumps({"__metadata__": metadata, "array": fields}).encode()
+    header = json.dumps({"__metadata__": {**metadata, "checksum": _checksum(array)}, "array": fields}).encode()
     header += b" " * (-len(header) % 8)
     pieces = (array[at : at + PIECE].tobytes() for at in range(0, len(array), PIECE))
     write_atomically(path, (part for parts in ([struct.pack("<Q", len(header)), header], pieces) for part in parts))
@@ -293,6 +294,16 @@ def _read_array(path: Path) -> tuple[Ids, dict[str, str]] | None:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            return (file.get_tensor("array"), metadata) if metadata.get("format") == FORMAT else None
+            if metadata.get("format") != FORMAT:
+                return None
+            array = file.get_tensor("array")
     except (SafetensorError, OSError):
         return None
+    if array.ndim != 1 or array.dtype.name not in DTYPES or (array.dtype.kind == "i" and array.min(initial=0) < 0):
+        return None
+    sound = metadata.get("checksum") in (None, _checksum(array))  # files of before there were checksums have none
+    return (array, metadata) if sound else None
+
+
+def _checksum(array: Ids) -> str:
+    return hashlib.blake2b(array.data, digest_size=16).hexdigest()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from charrnn import __version__
-from charrnn.atomic import WriteError, write_atomically
+from charrnn.atomic import WriteError, copy_atomically, write_atomically
+from charrnn.checkpoint import save_state
 from charrnn.config import Config, flat, load_config
 from charrnn.errors import UserError, short
 from charrnn.lock import locked
 from charrnn.metrics import sayable
-from charrnn.run_files import EVENTS, HEARTBEAT, JOURNALS, LOCK, OWN, TEXT, TEXTS, is_partial
+from charrnn.run_files import EVENTS, HEARTBEAT, JOURNALS, LOCK, REFUSED, STEP, TEXT, TEXTS, is_own, is_partial
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
@@ -29,7 +30,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.state = path / "config.yaml", path / "last.state.pt"
+        self.config, self.state, self.previous = path / "config.yaml", path / "last.state.pt", path / "previous.state.pt"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
         self.text, self.heartbeat = path / TEXT, path / HEARTBEAT
 
@@ -69,11 +70,50 @@ class RunDirectory:
     def _refuse_to_lose_models(self) -> None:
         # Without models nothing was lost but some steps, and a job that is started again with --resume begins anew.
         model = next((path for path in (self.last, self.best) if path.exists()), None)
-        if model and not self.state.exists():
+        if model and not self.has_state():
             raise UserError(
                 f"{self.path}: cannot resume: it holds models and no {self.state.name}; "
                 f"begin another run with --init-from {model}, or delete this one with --overwrite"
             )
+
+    def has_state(self) -> bool:
+        return self.state.exists() or self.previous.exists()
+
+    def write(self, state: dict[str, Any], write_model: Callable[[Path], None], step: int, keep: int) -> None:
+        """Write the state, and have `write_model` make the last model, which is one of the `keep` latest too.
+
+        With 0 of them none is made, nor deleted. A crash at any moment leaves a whole state, and that alone is enough. Raises WriteError.
+        """
+        kept = self.path / f"step-{step:08}.safetensors"
+        if keep:
+            write_model(kept)  # before the state: a run that goes on from that does not come by this step again
+        self.write_state(state)
+        if not keep:
+            write_model(self.last)
+            return
+        copy_atomically(kept, self.last)
+        # What was written of steps to come, before the run went back, stays until they have come.
+        known = sorted((int(match[1]), file) for file in self.path.iterdir() if (match := STEP.fullmatch(file.name)))
+        try:
+            for _, file in [pair for pair in known if pair[0] <= step][:-keep]:
+                file.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the state, and keep the one before it: at any moment one of them is whole. Raises WriteError."""
+        save_state(self.state, state, before=self.previous)
+
+    def put_state_aside(self) -> None:
+        """The last state, which was refused, is kept under another name: it must never take the place of the one before it.
+
+        Raises WriteError.
+        """
+        try:
+            if self.state.exists():
+                os.replace(self.state, self.path / REFUSED)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[str]:
@@ -101,7 +141,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in list(self.path.iterdir()):
                 unwanted = file.name in TEXTS and not config.train.keep_text
-                if is_partial(file) or unwanted or (file.name in OWN and not resume):
+                if is_partial(file) or unwanted or (is_own(file.name) and not resume):
                     file.unlink()
             if not resume:
                 for file in (self.path / EVENTS).glob("events.out.tfevents.*"):
@@ -143,6 +183,16 @@ class RunDirectory:
             except OSError as error:
                 fact = f"{path}: cannot be cut back to the step that is gone back to: {error.strerror or error}"
                 raise WriteError(f"{fact}; make it writable, or start again with --overwrite") from None
+
+
+def changes(before: Config, now: Config) -> list[str]:
+    """What a resumed run does otherwise than before, of that which may be changed: `train.max_steps was 20 and is now 30`."""
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
+    return [
+        f"{key} was {short(old.get(key))} and is now {short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in ("run", *FREE) and old.get(key) != new.get(key)
+    ]
 
 
 def refuse_changes(before: Config, now: Config, place: str) -> None:

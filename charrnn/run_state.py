@@ -18,6 +18,8 @@ __all__ = ["Counters", "believe"]
 def _dense(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
         raise ValueError("expected a plain tensor of real numbers")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():  # a number that says it is a billion
+        raise ValueError("expected a tensor that holds as many numbers as its shape says")
     return tensor
 
 
@@ -95,6 +97,7 @@ class _State(_Part):
     last_step: _LastStep
     journals: dict[str, Natural]
     text: dict[str, str | int]
+    config: str | None = None  # of the run as it was saved, in YAML; old states have none
 
 
 def believe(state: dict[str, Any], needed: set[str]) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from torch import nn
 
 from charrnn import finetuning, heartbeat
 from charrnn.atomic import WriteError
-from charrnn.checkpoint import Loaded, check_shapes, copy_weights, load_model, load_state, save_model, save_state, unfit_state
-from charrnn.config import Config
+from charrnn.checkpoint import Loaded, UnfitState, check_shapes, copy_weights, load_model, load_state, save_model
+from charrnn.config import Config, read_config
 from charrnn.cuda_graph import Eager, choose_stepper
 from charrnn.data.batch import Batch
 from charrnn.device import float32_products, keep_freed_memory, resolve_device, resolve_precision, seeded
 from charrnn.distributed import ALONE, CALM, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
-from charrnn.errors import UserError, did_you_mean
+from charrnn.errors import ConfigError, UserError, did_you_mean, listed
 from charrnn.evaluation import measure, metrics_of
 from charrnn.feeding import feed
 from charrnn.gradients import Carried, Shards
@@ -37,7 +37,8 @@ from charrnn.novelty import keep_text
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.paths import user_path
 from charrnn.planning import Plan, can_be_scored, describe
-from charrnn.run_directory import RunDirectory
+from charrnn.run_directory import RunDirectory, changes, refuse_changes
+from charrnn.run_files import REFUSED
 from charrnn.run_state import Counters, believe
 from charrnn.tasks import load_task
 from charrnn.tasks.task import Pretrained, Settling, State, Task, chosen_by
@@ -160,29 +161,29 @@ def _together(
 def _train(
     config: Config, run: RunDirectory, ranks: Ranks, device: torch.device, resume: bool, init_from: str | None, reporter: Reporter
 ) -> Outcome:
-    state = ranks.from_first(ranks.on_first(lambda: load_state(run.state) if resume and run.state.exists() else None))
-    if resume and state is None:
+    resumed = bool(ranks.from_first(ranks.on_first(lambda: resume and run.has_state())))
+    if resume and not resumed:
         reporter.note(f"{run.path}: there is nothing to resume yet; the run starts at step 0")
-    if init_from and state is not None:
+    if init_from and resumed:
         reporter.note(f"--init-from {init_from} has no effect: {run.path} is resumed with the weights it has")
-    weights = load_model(find_model(init_from)) if init_from and state is None else None
+    weights = load_model(find_model(init_from)) if init_from and not resumed else None
     if weights is not None:
         config = finetuning.prepare(config, weights)
     task = ranks.first_then_all(lambda: load_task(config, reporter.encoding))
     trainer = Trainer(task, run, reporter, device, ranks)
     if weights is not None:
         trainer.begin_with(weights)
-    elif state is None:
+    elif not resumed:
         trainer.begin()
-    if state is not None:
-        trainer.resume(state)
+    if resumed:
+        _go_on(trainer, reporter)
         if ended := trainer.already_finished():
             ranks.on_first(lambda: _keep_text(task, run))
             reporter.done(ended)
             return ended
 
     def make() -> None:
-        run.make(config, resume=state is not None)
+        run.make(config, resume=resumed)
         _keep_text(task, run)
 
     ranks.on_first(make)
@@ -196,6 +197,48 @@ def _train(
     outcome = trainer.train()
     reporter.done(outcome)
     return outcome
+
+
+def _go_on(trainer: Trainer, reporter: Reporter) -> None:
+    """Take up the last state, or else the one before it. Raises UnfitState where neither can be gone on from, and UserError."""
+    run, ranks = trainer.run, trainer.ranks
+    faults: list[UnfitState] = []
+
+    def refuse() -> None:
+        fact = "; nor can the state before it, previous.state.pt: ".join(fault.fact for fault in faults)
+        raise UnfitState(run.state, fact, faults[0].remedy)
+
+    def go_back() -> None:
+        kept = f"; what was refused is kept as {REFUSED}" if run.state.exists() else ""
+        before = f"back to step {trainer.counters.step}, of the state before it, {run.previous.name}"
+        reporter.warn(f"{run.state}: {faults[0].fact}; {before}{kept}")
+        run.put_state_aside()
+
+    for path in (run.state, run.previous):
+        if path == run.previous and not ranks.from_first(path.exists()):
+            break
+        state, fault = ranks.from_first(_read_state(path) if ranks.first else ({}, []))
+        try:
+            if not fault:
+                trainer.resume(state, path)
+        except UnfitState as problem:
+            fault = [problem.fact, problem.remedy]
+        # Whether it fits may be seen by one process alone, and all must go back together.
+        fault = next((one for one in ranks.gather(fault) if one), [])
+        if not fault:
+            if faults:
+                ranks.on_first(go_back)
+            return
+        faults.append(UnfitState(path, *fault))
+    ranks.on_first(refuse)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A state; or of one that is no use the fact and the remedy, which processes can tell each other."""
+    try:
+        return load_state(path), []
+    except UnfitState as fault:
+        return {}, [fault.fact, fault.remedy]
 
 
 def _begun_with(loaded: Loaded, task: Task) -> str:
@@ -270,6 +313,7 @@ class Trainer:
         self.learning_rate = 0.0
         self.whole = True  # not in the middle of a step
         self.started = time.monotonic()
+        self.saved_seconds = 0.0  # of training, at the last save
         self.agreed_seconds = 0.0  # of the first process's clock, for decisions that all of several have to make alike
         self.state_kept = False  # that there is a state to go on from
         self.good: dict[str, Any] = {}
@@ -321,7 +365,7 @@ class Trainer:
             try:
                 self._when_due(settings.log_every, counters.reported, self.report)
                 self._when_due(settings.evaluate_every, counters.evaluated, self.evaluate)
-                self._when_due(settings.save_every, counters.saved, self.save)
+                self._when_due(1 if self._saves_by_the_clock() else settings.save_every, counters.saved, self.save)
                 if ended := self._ended():
                     self._when_due(1, counters.reported, self.report)
                     self._when_due(1, counters.evaluated, self.evaluate)
@@ -467,13 +511,16 @@ class Trainer:
         is_best = not self.has_val or loss < self._loss_of(counters.best)
         with self.interrupt.held():
             if is_best and not self.state_kept:  # --resume refuses a run that has a model and nothing to go on from
-                self._save_state()
+                state = self._state()
+                self.ranks.on_first(lambda: self.run.write_state(state))
+                self.state_kept = True
             counters.evaluated, counters.last = counters.step, metrics
             counters.stale = 0 if is_best else counters.stale + 1
             if self.has_val:
                 self.schedule.observe(loss)
             if is_best:
-                self._save_model(self.run.best, metrics)
+                write = self._model_writer(metrics)
+                self.ranks.on_first(lambda: write(self.run.best))
                 counters.best, counters.best_step, counters.retreats = metrics, counters.step, 0
             where = {"step": counters.step, "epoch": round(self.epochs(), 4), "seconds": round(self.seconds(), 3)}
 
@@ -503,20 +550,27 @@ class Trainer:
         """Write what the run can be resumed from: last.state.pt alone is enough, so a crash between the two files harms nothing."""
         counters = self.counters
         with self.interrupt.held():
-            counters.saved = counters.step
+            counters.saved, self.saved_seconds = counters.step, self.seconds()
             self._share_means()
-            self._save_state()
-            self._save_model(self.run.last, counters.last if counters.evaluated == counters.step else {})
+            metrics = counters.last if counters.evaluated == counters.step else {}
+            state = self._state()
+            write = self._model_writer(metrics)
+            self.ranks.on_first(lambda: self.run.write(state, write, counters.step, self.settings.keep))
+            self.state_kept = True
 
-    def _save_state(self) -> None:
-        state = self._of_all(self.capture())
-        self.ranks.on_first(lambda: save_state(self.run.state, state))
-        self.state_kept = True
+    def _saves_by_the_clock(self) -> bool:
+        minutes = self.settings.save_every_minutes
+        return minutes is not None and self.seconds() - self.saved_seconds >= 60 * minutes
 
-    def _save_model(self, path: Path, metrics: dict[str, float]) -> None:
-        """The weights that would be used, the averaged ones where there are."""
-        shown, task = self.average.model if self.average else self.model, self.task
-        self.ranks.on_first(lambda: save_model(path, shown, self.config, task.vocabulary, self.counters.step, metrics, task.labels))
+    def _state(self) -> dict[str, Any]:
+        """What is written to go on from."""
+        somewhere = self.config.model_copy(update={"run": Config.model_fields["run"].default})  # a run directory may be moved
+        return {**self._of_all(self.capture()), "config": somewhere.to_yaml()}
+
+    def _model_writer(self, metrics: dict[str, float]) -> Callable[[Path], None]:
+        """What writes the weights that would be used, the averaged ones where there are."""
+        shown, task, step = self.average.model if self.average else self.model, self.task, self.counters.step
+        return lambda path: save_model(path, shown, self.config, task.vocabulary, step, metrics, task.labels)
 
     def _of_all(self, state: dict[str, Any]) -> dict[str, Any]:
         """A captured state with what the groups of all processes carry."""
@@ -579,15 +633,21 @@ class Trainer:
         self.ranks.on_first(lambda: self.run.cut_journals(state["journals"]))
         self.whole = True
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Take up a state that was read from a file.
+    def resume(self, state: dict[str, Any], path: Path | None = None) -> None:
+        """Take up a state that was read from a file, the last one or that of another path.
 
-        Raises UserError where the text is no longer the one it was saved from, and CheckpointError where it is no state of this run.
+        Raises UserError where the text or a setting is no longer what it was saved with, and UnfitState where it is no state of this run.
         """
+        path = path or self.run.state
         try:
             state = believe(state, {f"val_{name}" for name in (self.best_by[0], *Tally.costs(self.task.unit))})
         except ValueError as error:
-            raise unfit_state(self.run.state, str(error)) from None
+            raise _does_not_fit(path, str(error)) from None
+        try:
+            before = read_config(state["config"], "its config") if state["config"] is not None else self.config
+        except ConfigError as error:
+            raise _does_not_fit(path, str(error)) from None
+        refuse_changes(before, self.config, str(self.run.path))
         if state["text"] != _fingerprint(self.task):
             what, remedy = self.task.corpus.what, f"start another run with --init-from {self.run.path}"
             fact = "the text has changed since; put it back" if what == "text" else f"the {what} have changed since; put them back"
@@ -600,11 +660,13 @@ class Trainer:
             raise
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             fact = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-            raise unfit_state(self.run.state, fact) from error
+            raise _does_not_fit(path, fact) from error
+        if found := changes(before, self.config):
+            self.reporter.note(f"resumed with other settings: {listed(found)}")
         self.state_kept = True
         self.counters.retreats = 0  # whoever resumes a run that gave up wants it to try
         self.started = time.monotonic() - self.counters.seconds
-        self.agreed_seconds = self.counters.seconds
+        self.saved_seconds = self.agreed_seconds = self.counters.seconds
 
     @torch.no_grad()
     def _check_sizes(self, state: dict[str, Any]) -> None:
@@ -702,6 +764,10 @@ def _first_line(error: Exception) -> str:
     """Of a mistake of the user's its message alone, as the command line tells it."""
     lines = str(error).splitlines() or [""]
     return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+
+
+def _does_not_fit(path: Path, fact: str) -> UnfitState:
+    return UnfitState(path, f"does not fit this run: {fact}")
 
 
 def _sizes(state: State) -> list[list[torch.Size]]:

@@ -70,7 +70,7 @@ LEFT = {
     "captioning": "config options device data models sampling decoding tasks",
     "gallery": "data captioning",
     "finetuning": "config data models checkpoint",
-    "training": "atomic distributed paths model_file "
+    "training": "atomic distributed paths model_file run_files "
     "config metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning feeding cuda_graph",
     "tensorboard": "run_files training",

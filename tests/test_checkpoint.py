@@ -19,7 +19,7 @@ from charrnn.checkpoint import build_model, load_model, load_state, save_model, 
 from charrnn.config import Config, build_config
 from charrnn.data.vocabulary import SYMBOLS, Vocabulary
 from charrnn.errors import CheckpointError, UserError
-from charrnn.model_file import find_model
+from charrnn.model_file import UNSUMMED, find_model, with_checksum
 from charrnn.models.char_rnn import CharRNN
 
 VOCABULARY = Vocabulary(SYMBOLS[:1], "\n abc龍")
@@ -37,11 +37,12 @@ def saved(path: Path, **model: Any) -> CharRNN:
 
 
 def rewrite(path: Path, **changes: str | None) -> None:
-    """Change the metadata of a model file; None takes a key out."""
+    """Change the metadata of a model file, which gets the checksum of what it then holds; None takes a key out."""
     weights = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as file:
-        metadata = {**file.metadata(), **changes}
-    safetensors.torch.save_file(weights, path, {k: v for k, v in metadata.items() if v is not None})
+        metadata = {**file.metadata(), "checksum": UNSUMMED, **changes}
+    payload = safetensors.torch.save(weights, {k: v for k, v in metadata.items() if v is not None})
+    path.write_bytes(b"".join(with_checksum(payload) if "checksum" not in changes else [payload]))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_a_header_may_be_as_long_as_the_first_bytes_of_a_pickle(tmp_path: Path) 
     """Read as bytes, a header length of 0x280 is how a pickle begins, and one of 0x4B50 how a zip does."""
     path = tmp_path / "m.safetensors"
     saved(path)
+    rewrite(path, checksum=None)
     payload = path.read_bytes()
     (length,) = struct.unpack("<Q", payload[:8])
     for longer in (((length >> 8) + 1 << 8) + 0x80, 0x4B50):
@@ -195,7 +197,7 @@ def test_the_labels_are_in_the_file(tmp_path: Path) -> None:
         ({"step": "9" * 4000}, "step a number of 13288 bits is none"),
         ({"config": None}, "its metadata has no 'config'"),
         ({"config": "data: {path: x}\ntrain: {max_steps: 0}"}, "train.max_steps"),
-        ({"config": "[1, 2]"}, "not a set of sections"),
+        ({"config": "[1, 2]"}, "its config: holds a list; expected sections"),
         ({"config": "a: ["}, "damaged: .*not valid YAML"),
         ({"vocabulary": "{"}, "its vocabulary is damaged"),
         ({"labels": '["a"]'}, "it has 1 labels, and its config is one of task lm"),

@@ -268,10 +268,10 @@ def test_who_asks_twice_loses_nothing(settings: Settings, tmp_path: Path, monkey
 def test_a_signal_while_saving_leaves_whole_files(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = write_atomically
 
-    def write(path: Path, payload: bytes) -> None:
+    def write(path: Path, *content: Any, **how: Any) -> None:
         if path.name == "last.state.pt":
             os.kill(os.getpid(), signal.SIGINT)
-        plain(path, payload)
+        plain(path, *content, **how)
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "write_atomically", write)
@@ -558,6 +558,7 @@ def test_resume_refuses_another_text(settings: Settings, text: Path) -> None:
 def test_resume_from_a_damaged_state_is_refused_by_name(settings: Settings, tmp_path: Path) -> None:
     train(settings(), reporter=Listener())
     state = tmp_path / "run/last.state.pt"
+    (tmp_path / "run/previous.state.pt").unlink()
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"last\.state\.pt: damaged.*--init-from .*last\.safetensors"):
         train(settings(), resume=True, reporter=Listener())
@@ -608,6 +609,7 @@ def changed(state: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 def test_a_state_that_is_none_of_this_run_gives_one_line(settings: Settings, tmp_path: Path) -> None:
     train(settings(), reporter=Listener())
     path = tmp_path / "run/last.state.pt"
+    (tmp_path / "run/previous.state.pt").unlink()
     state = load_state(path)
     for place, value, fact in FOREIGN:
         save_state(path, changed(state, place, value))
@@ -813,7 +815,8 @@ def test_every_backend_learns_the_same(settings: Settings, cell: str) -> None:
 
 def test_resume_without_a_state_never_deletes_a_model(settings: Settings, tmp_path: Path) -> None:
     train(settings(), reporter=Listener())
-    (tmp_path / "run/last.state.pt").unlink()
+    for name in ("last.state.pt", "previous.state.pt"):
+        (tmp_path / "run" / name).unlink()
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     with pytest.raises(UserError) as refused:
         train(settings(), resume=True, reporter=Listener())

@@ -89,11 +89,11 @@ def expect_apart(path: Path, read: Iterable[Path], models: Iterable[Path], flag:
 
     Whatever name or link leads there. To be asked before anything is written; a pipe or a terminal is not replaced. `models`: files.
     """
-    from charrnn.run_files import MODELS, OWN, TEXTS
+    from charrnn.run_files import own_files
 
     if not path.is_file():
         return
-    owned = [beside for model in models for beside in (model, *map(model.with_name, OWN if model.name in MODELS else TEXTS))]
+    owned = [file for model in models for file in own_files(model)]
     for files, what in ((read, "which this command reads"), (owned, "which is of the model's run")):
         for file in files:
             if file.exists() and file.samefile(path):
