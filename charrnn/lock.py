@@ -41,7 +41,10 @@ def locked(path: Path, setting: str = "`run`") -> Iterator[str]:
         try:
             yield hindrance
         finally:
-            path.unlink(missing_ok=True)  # while it is held: who has opened it by now sees that it is gone
+            # While it is held: who has opened it by now sees that it is gone. In a folder that has become read-only it stays, and keeps
+            # nobody out: the lock is the system's, not the file.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def is_held(path: Path) -> bool:

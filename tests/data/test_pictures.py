@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     rows = ["image\tcaption\n"]
     for i in range(COUNT):
         Image.new("RGB", (10 + i, 12), (20 * i,) * 3).save(there / f"{i}.png")
-        rows += [f"{i}.png\tgrey {i}, for the {time}\n" for time in ("first", "second", "third")[: 1 + i % 3]]
+        rows += [f"{i}.png\tgrey {i}, for the {which}\n" for which in ("first", "second", "third")[: 1 + i % 3]]
     (there / "m.tsv").write_text("".join(rows), encoding="utf-8")
     return there
 
@@ -340,6 +343,30 @@ def test_what_is_interrupted_leaves_no_half_of_the_cache_and_no_process(folder: 
     assert not [path.name for path in (folder.parent / "cache").iterdir() if not path.name.startswith("hashes-")]
     assert not multiprocessing.active_children()
     assert sorted(greys(load_pictures(config(folder, images={"workers": 2}), 1), range(COUNT))) == list(range(COUNT))
+
+
+def test_a_process_that_is_killed_while_it_decodes_is_told_of_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a system that is short of memory."""
+    monkeypatch.setattr(module, "WORTH", 1)
+    monkeypatch.setattr(module, "CHUNK", 1)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    for number in range(COUNT):
+        Image.fromarray(noise + np.uint8(number)).save(folder / f"{number}.png", compress_level=1)  # each takes a while
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (found := multiprocessing.active_children()):
+            time.sleep(0.001)
+        killed.append(found[0].pid or 0)
+        os.kill(killed[0], signal.SIGKILL)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        done = beside.submit(kill)
+        message = refused(config(folder, images={"workers": 2}))
+        done.result()
+    assert message.startswith("data.images.workers 2: a process that decoded pictures has died; set data.images.workers: 1; ")
+    assert killed and not multiprocessing.active_children()
+    assert len(load_pictures(config(folder, images={"workers": 2}), 1).captioned) == COUNT
 
 
 def test_processes_that_decode_end_with_the_one_that_they_decode_for(tmp_path: Path) -> None:
