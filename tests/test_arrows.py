@@ -58,14 +58,15 @@ LEFT = {
     "filling": "data sampling",
     "transcribing": "config data models decoding",
     "captioning": "config options device data models sampling decoding tasks",
-    "gallery": "data captioning",
+    "page": "",
+    "gallery": "data captioning page",
     "finetuning": "config data models checkpoint",
     "training": "atomic paths model_file "
     "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "atomic paths options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing captioning page gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 
