@@ -13,13 +13,14 @@ from charrnn import __version__
 from charrnn.atomic import WriteError, write_atomically
 from charrnn.config import Config, load_config
 from charrnn.errors import UserError, short
+from charrnn.journal import METRICS, SAMPLES, sayable
 from charrnn.lock import locked
-from charrnn.metrics import sayable
 
-JOURNALS = ("metrics.jsonl", "samples.txt")
+JOURNALS = (METRICS, SAMPLES)
+CURVES = "curves.png"  # drawn at the end, where matplotlib is
 FILES = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", *JOURNALS)
 TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
-OWN = (*FILES, *TEXTS)
+OWN = (*FILES, *TEXTS, CURVES)
 MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
 LOCK = ".lock"  # there while a job is at work
 
@@ -116,10 +117,10 @@ class RunDirectory:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        self._append("metrics.jsonl", json.dumps(sayable(values)) + "\n")
+        self._append(METRICS, json.dumps(sayable(values)) + "\n")
 
     def append_sample(self, heading: str, text: str) -> None:
-        self._append("samples.txt", f"=== {heading} ===\n{text}\n\n")
+        self._append(SAMPLES, f"=== {heading} ===\n{text}\n\n")
 
     def _append(self, name: str, text: str) -> None:
         path = self.path / name

@@ -20,6 +20,8 @@ LEFT = {
     "options": "",
     "randomness": "",
     "config": "options paths plain_yaml",
+    "model_file": "paths",
+    "journal": "paths model_file",
     "ops": "",
     "metrics": "ops",
     "plots": "metrics",
@@ -33,11 +35,10 @@ LEFT = {
     "models": "config ops layers",
     "data": "config lock paths",
     "texts": "options data constraints",
-    "model_file": "paths",
     "inspecting": "config data",
     "optimization": "config ops",
     "checkpoint": "atomic plain_yaml model_file config data models",
-    "run_directory": "atomic config metrics lock checkpoint",
+    "run_directory": "atomic config journal lock checkpoint",
     "run_state": "",
     "sampling": "options data constraints texts",
     "engine": "plain_yaml options model_file data ops texts",
@@ -47,7 +48,7 @@ LEFT = {
     "verse": "data constraints prosody",
     "decoding": "config data models ops",
     "tagging": "config data layers sampling",
-    "tasks": "config options metrics tables device ops layers models data sampling decoding tagging",
+    "tasks": "config options journal metrics tables device ops layers models data sampling decoding tagging",
     "gradients": "config metrics device data tasks",
     "planning": "config data device gradients ops models tasks",
     "evaluation": "config metrics data sampling tasks",
@@ -62,9 +63,9 @@ LEFT = {
     "gallery": "data captioning page",
     "finetuning": "config data models checkpoint",
     "training": "atomic paths model_file "
-    "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
+    "config journal metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "atomic paths options model_file run_directory engine "
+    "cli": "atomic paths journal options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning page gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.metrics import Confusion, Edits, Spans, Tally, bleu, cost, edit_distance, less_is_better, sayable
+from charrnn.journal import cost, less_is_better, sayable
+from charrnn.metrics import Confusion, Edits, Spans, Tally, bleu, edit_distance
 
 
 def tally(nats: float, count: int, correct: int) -> Tally:

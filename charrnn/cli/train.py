@@ -108,7 +108,7 @@ class Terminal:
         return f"step {step}/{steps}" if steps else f"step {step}{share}"
 
     def step(self, report: StepReport) -> None:
-        from charrnn.metrics import cost
+        from charrnn.journal import cost
 
         self._reported = True
         value, unit = cost(report.metrics)
@@ -123,7 +123,7 @@ class Terminal:
 
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None:
         if metrics:
-            from charrnn.metrics import cost
+            from charrnn.journal import cost
 
             self._val = f" (val {cost(metrics, 'val_')[0]:.3f})"
             best = ", the best so far" if is_best else ""
@@ -167,7 +167,7 @@ class Terminal:
 
 def summary(outcome: Outcome) -> str:
     """The one sentence at the end of a run."""
-    from charrnn.metrics import cost
+    from charrnn.journal import cost
 
     run = shlex.quote(str(outcome.run))
     resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"

@@ -17,7 +17,8 @@ from charrnn.data.labelled import listed
 from charrnn.data.pairs import frequent_pairs
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import DataError, did_you_mean, short
-from charrnn.metrics import Tally, less_is_better
+from charrnn.journal import less_is_better
+from charrnn.metrics import Tally
 from charrnn.models import Architecture, build_architecture
 from charrnn.models.char_rnn import CharRNN
 from charrnn.ops.linear_cross_entropy import CrossEntropy, linear_cross_entropy
