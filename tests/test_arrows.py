@@ -24,7 +24,6 @@ LEFT = {
     "journal": "paths model_file",
     "ops": "",
     "metrics": "ops",
-    "plots": "metrics",
     "tables": "metrics",
     "device": "config",
     "interrupt": "",
@@ -60,14 +59,17 @@ LEFT = {
     "transcribing": "config data models decoding",
     "captioning": "config options device data models sampling decoding tasks",
     "page": "",
+    "chart": "journal page",
+    "plots": "journal metrics chart",
     "gallery": "data captioning page",
+    "report": "plain_yaml journal model_file run_directory page chart",
     "finetuning": "config data models checkpoint",
     "training": "atomic paths model_file "
     "config journal metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "atomic paths journal options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing captioning page gallery decoding plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing captioning page chart gallery report decoding plots tables fetching inspecting verse search",
     "__main__": "cli",
 }
 
