@@ -338,6 +338,7 @@ STYLE = """
 .chart svg { display: block; width: 100%; height: auto; }
 .chart svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; }
 .chart svg .name { fill: var(--k); font-weight: 600; }
+.chart .wide { max-width: 60rem; }
 .chart .narrow { display: none; }
 .chart .grid { stroke: var(--line); }
 .chart .here { stroke: var(--text); stroke-dasharray: 3 3; }
@@ -405,8 +406,8 @@ for (const figure of document.querySelectorAll("figure.chart")) {
       line.setAttribute("visibility", "visible");
     }
   };
+  show(places.length - 1);
   slider.addEventListener("input", () => show(Number(slider.value)));
-  slider.addEventListener("focus", () => show(Number(slider.value)));
   for (const drawing of figure.querySelectorAll("svg[data-frame]")) {
     drawing.addEventListener("pointermove", (event) => {
       const [low, high, left, right, width] = drawing.dataset.frame.split(" ").map(Number), box = drawing.getBoundingClientRect();

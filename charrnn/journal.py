@@ -20,6 +20,7 @@ from charrnn.paths import user_path
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 MAX_JOURNAL = 1 << 30  # bytes; far more than any run writes
+MAX_SAMPLES = 32 << 20  # bytes; of more the middle is left out
 AXES = {"steps": "step", "chars": "chars", "minutes": "seconds"}  # what a curve can run along, and its key
 PLACES = ("step", "epoch", "seconds", "chars")  # where in a run a line was written
 _HEADING = re.compile(r"=== (step [0-9]+.*) ===")
@@ -228,7 +229,7 @@ class Written(NamedTuple):
     text: str
 
 
-def samples_of(run: Path, most: int = 4 << 20) -> list[Written]:
+def samples_of(run: Path, most: int = MAX_SAMPLES) -> list[Written]:
     """What samples.txt of a run holds, in its order; of a file longer than `most` bytes the beginning and the end.
 
     A sample may hold a line that looks like a heading: it is then taken for one. Raises UserError where the file cannot be read.

@@ -6,6 +6,7 @@ Axes: K labels, L characters, S encoder steps.
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,16 @@ def require_matplotlib(asker: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(f"{asker}: needs matplotlib, which is not installed; pip install 'charrnn[plots]'") from None
+
+
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn. Matplotlib no longer tells on standard error that it lists this machine's fonts the first time."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    return True
 
 
 def confusion_png(confusion: Confusion, labels: Sequence[str]) -> tuple[bytes, str | None]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from charrnn import chart
 from charrnn.errors import UserError, counted, printable, short
-from charrnn.journal import Curve, Journal, Written, common_metric, less_is_better, names_of, samples_of
+from charrnn.journal import MAX_SAMPLES, SAMPLES, Curve, Journal, Written, common_metric, less_is_better, names_of, samples_of
 from charrnn.model_file import read_header
 from charrnn.page import data_url, escape, page
 from charrnn.plain_yaml import parse_yaml
@@ -22,7 +22,7 @@ from charrnn.run_directory import CURVES, MODELS
 
 SHOWN = 60  # samples of a run, at most
 SAMPLE = 4000  # characters of one
-SAMPLES = 600_000  # characters of all together
+LETTERS = 600_000  # characters of all samples together
 CONFIG = 200_000  # characters of a config.yaml
 VALUE = 200  # characters of one setting in a table
 PICTURES = 1_500_000  # bytes of all pictures together
@@ -70,6 +70,8 @@ class Run:
             faults.append(
                 f"{counted(journal.foreign, 'line')} of {journal.path.name} cannot be read and {_is_are(journal.foreign)} left out"
             )
+        if (size := _size(path / SAMPLES)) > MAX_SAMPLES:
+            faults.append(f"{SAMPLES} is {size:,} bytes long, and its middle is left out")
         config, settings = "", {}
         try:
             with open(path / "config.yaml", encoding="utf-8", errors="replace") as file:
@@ -150,7 +152,7 @@ def report(
     parts = [("curves", "Curves", _curves(runs, metric, by))]
     if len(runs) > 1:
         parts.append(("comparison", "Comparison", _comparison(runs, metric)))
-    budget = SAMPLES // len(runs)
+    budget = LETTERS // len(runs)
     parts += [(f"run-{i}", run.name if len(runs) > 1 else "The run", _run(run, f"run-{i}", metric, budget)) for i, run in enumerate(runs)]
     owned = [
         picture._replace(name=f"{run.name}: {picture.name}" if len(runs) > 1 else picture.name) for run in runs for picture in run.pictures
@@ -351,6 +353,10 @@ def _parameters(tensors: Mapping[str, Any]) -> int | None:
 
 def _middle(curve: Curve) -> float | None:
     return sorted(curve.y)[len(curve.y) // 2] if curve.y else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _setting(value: Any) -> str:

@@ -63,13 +63,15 @@ LEFT = {
     "plots": "journal metrics chart",
     "gallery": "data captioning page",
     "report": "plain_yaml journal model_file run_directory page chart",
+    "watching": "plain_yaml journal tables run_directory",
     "finetuning": "config data models checkpoint",
     "training": "atomic paths model_file "
     "config journal metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
     "cli": "atomic paths journal options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing captioning page chart gallery report decoding plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing captioning page chart gallery report watching decoding plots tables fetching "
+    "inspecting verse search",
     "__main__": "cli",
 }
 

@@ -709,7 +709,7 @@ class TestTerminal:
         assert capsys.readouterr().out == "val 1.4216 nats/char, 2.0510 bits/char, accuracy 56.1%, the best so far\n    It\n    writes.\n"
         self.now += REPORT_SECONDS + 0.1
         terminal.step(self.report(1300))
-        assert "1.994 bits/char (val 2.051)  grad" in capsys.readouterr().out
+        assert "1.994 bits/char (val 2.051 ▁, best 2.051)  grad" in capsys.readouterr().out
 
     def test_the_first_steps_show_life(self, terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
         """However slow they are, and however far the first report is."""
