@@ -5,9 +5,9 @@ Axes: L characters, Y places of a side of the grid, M pixels of a side of a map,
 
 from __future__ import annotations
 
-import base64
+import hashlib
 from collections.abc import Iterable, Sequence
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +15,12 @@ import numpy.typing as npt
 from charrnn.captioning import Caption, Described
 from charrnn.data.images import Pixels, as_jpeg, as_png
 from charrnn.errors import counted, printable
+from charrnn.page import data_url, escape
+from charrnn.page import page as framed
 
 MAP = 24  # pixels of a side
 DARKEST = 0.82  # opacity of the shade over what was not looked at
-# Nothing is fetched and nothing runs, whatever a file name or a caption may hold.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """
-:root { color-scheme: light dark; --page: #f4f4f1; --card: #fff; --text: #1b1b1a; --quiet: #62625d; --line: #dcdcd6; --bar: #3d7ea6; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #151515; --card: #1f1f1e; --text: #ecece8; --quiet: #a3a39c; --line: #373734; --bar: #6db3dd; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; padding: 1.25rem; background: var(--page); color: var(--text); font: 1rem/1.45 system-ui, sans-serif; }
-header, main, footer { max-width: 84rem; margin: 0 auto 1.25rem; }
-h1 { margin: 0; font-size: 1.35rem; }
-header p, footer p { margin: .25rem 0 0; color: var(--quiet); overflow-wrap: anywhere; }
 main { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); align-items: start; }
 main.attended { grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); }
 figure { margin: 0; overflow: hidden; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
@@ -49,36 +40,41 @@ details { margin-top: .6rem; }
 summary { color: var(--quiet); font-size: .85rem; cursor: pointer; }
 .maps { display: flex; flex-wrap: wrap; gap: .25rem; margin-top: .5rem; }
 .maps span { width: 3rem; font: .8rem/1.3 ui-monospace, monospace; text-align: center; }
-.maps img { display: block; width: 3rem; height: 3rem; border-radius: .2rem; background-image: var(--seen); background-size: cover; }
+.maps img { display: block; width: 3rem; height: 3rem; border-radius: .2rem; background-size: cover; }
 .faults li { display: list-item; overflow-wrap: anywhere; }
 """
 
 
-def page(figures: Sequence[str], model: str, faults: Iterable[object], attended: bool) -> str:
+class Figure(NamedTuple):
+    """A picture with what was written of it."""
+
+    html: str
+    style: str = ""  # what of it can only be said in the style of the page
+
+
+def page(figures: Sequence[Figure], model: str, faults: Iterable[object], attended: bool) -> str:
     """The whole of it. `figures`: made by `figure`; `faults`: what cannot be used; `attended`: there are maps."""
-    told = escape(printable(f"{counted(len(figures), 'picture')}, told of by {model}"))
+    told = printable(f"{counted(len(figures), 'picture')}, told of by {model}")
     wrong = "".join(f"<li>{escape(str(fault))}</li>\n" for fault in faults)
     wide = ' class="attended"' if attended else ""
-    footer = f'<footer class="faults"><p>Could not be used:</p>\n<ol>\n{wrong}</ol></footer>\n' if wrong else ""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{told}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>Captions</h1><p>{told}; beside each caption, how sure the model is of its characters.</p></header>\n"
-        f"<main{wide}>\n{''.join(figures)}</main>\n{footer}</body>\n</html>\n"
+    body = (
+        f"<header><h1>Captions</h1><p>{escape(told)}; beside each caption, how sure the model is of its characters.</p></header>\n"
+        f"<main{wide}>\n{''.join(one.html for one in figures)}</main>\n"
+        + (f'<footer class="faults"><p>Could not be used:</p>\n<ol>\n{wrong}</ol></footer>\n' if wrong else "")
     )
+    return framed(told, body, style=STYLE + "".join(dict.fromkeys(one.style for one in figures)))
 
 
-def figure(described: Described) -> str:
+def figure(described: Described) -> Figure:
     """A picture, its captions, and where the model looked for the first of them."""
     name = escape(printable(str(described.path)))
     first = described.captions[0]
     seen = described.thumbnail
-    shown = f'<img src="{_data("jpeg", seen)}" alt="{_text(first)}">\n' if seen is not None else ""
+    shown = f'<img src="{data_url("jpeg", seen)}" alt="{_text(first)}">\n' if seen is not None else ""
     captions = "".join(map(_item, described.captions))
-    maps = _maps(described, first) if described.reduction and described.seen is not None and first.text else ""
-    return f'<figure>\n{shown}<figcaption>\n<ol>\n{captions}</ol>\n{maps}<p class="name">{name}</p>\n</figcaption>\n</figure>\n'
+    maps, style = _maps(described, first) if described.reduction and described.seen is not None and first.text else ("", "")
+    caption = f'<figcaption>\n<ol>\n{captions}</ol>\n{maps}<p class="name">{name}</p>\n</figcaption>'
+    return Figure(f"<figure>\n{shown}{caption}\n</figure>\n", style)
 
 
 def _text(caption: Caption) -> str:
@@ -91,19 +87,20 @@ def _item(caption: Caption) -> str:
     return f'<li><span lang="" dir="auto">{_text(caption)}</span><span>{sure:.1%}</span>{bar}</li>\n'
 
 
-def _maps(described: Described, caption: Caption) -> str:
-    """What the model saw, once for each character: bright where it looked before it wrote that."""
+def _maps(described: Described, caption: Caption) -> tuple[str, str]:
+    """What the model saw, once for each character: bright where it looked before it wrote that. And the style that shows it."""
     assert described.seen is not None
     weights = caption.hypothesis.alignment.numpy()  # (L, Y²)
     tiles = "".join(
-        f'<span><img src="{_data("png", shade(where, described.seen.shape[-1], described.reduction))}" alt="">{_label(character)}</span>'
+        f'<span><img src="{data_url("png", shade(where, described.seen.shape[-1], described.reduction))}" alt="">{_label(character)}</span>'
         for where, character in zip(weights, caption.text)
     )
-    seen = _data("jpeg", as_jpeg(described.seen))
+    seen = data_url("jpeg", as_jpeg(described.seen))
+    name = f"seen-{hashlib.sha256(seen.encode()).hexdigest()[:16]}"
     told = "Where the model looked before it wrote each character: there the picture is bright"
     return (
-        f"<details open><summary>{told}</summary>\n"
-        f'<div class="maps" role="img" aria-label="{told}" style="--seen: url({seen})">{tiles}</div></details>\n'
+        f'<details open><summary>{told}</summary>\n<div class="maps {name}" role="img" aria-label="{told}">{tiles}</div></details>\n',
+        f".{name} img {{ background-image: url({seen}); }}\n",
     )
 
 
@@ -125,7 +122,3 @@ def shade(weights: npt.NDArray[np.float32], side: int, reduction: int) -> bytes:
 
 def _label(character: str) -> str:
     return "␣" if character.isspace() else escape(printable(character))
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

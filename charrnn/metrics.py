@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -251,18 +251,6 @@ def _figures(prefix: str, precision: float, recall: float, f1: float) -> dict[st
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole in float64, 0 where there is none."""
     return part.cpu().double() / whole.cpu().clamp(min=1)
-
-
-def cost(metrics: Mapping[str, float], prefix: str = "") -> tuple[float, str]:
-    """What one of the counted costs, of the keys of a Tally: in bits where they are there, else in nats. And in what: `bits/char`."""
-    told = [key for key in metrics if key.startswith((f"{prefix}bits_per_", f"{prefix}nats_per_"))]
-    key = min(told)
-    return metrics[key], key.removeprefix(prefix).replace("_per_", "/")
-
-
-def sayable(values: dict[str, Any]) -> dict[str, Any]:
-    """With null for what is not finite, which JSON cannot say."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Pictures, as PNG: drawn without a screen, by matplotlib, which is asked for only here.
+"""Pictures, as PNG or SVG: drawn without a screen, by matplotlib, which is asked for only here.
 
 Axes: K labels, L characters, S encoder steps.
 """
@@ -6,16 +6,27 @@ Axes: K labels, L characters, S encoder steps.
 from __future__ import annotations
 
 import io
+import logging
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from charrnn.chart import ALONG, DOTTED, Course, placed, reach, short_number, shortened, span, spread, told, words
 from charrnn.errors import UserError, printable
-from charrnn.metrics import Confusion
+from charrnn.ranking import less_is_better
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from charrnn.metrics import Confusion
 
 NUMBERED = 40  # labels: in the cells of more of them a number could not be read
 DARK = 0.5  # share of its row above which a cell's number is white
 LONGEST = 16  # characters of a label on an axis
+# Told apart by who sees no red, no green or no blue, on white (Okabe & Ito 2008; their yellow is darker here, for it was too faint).
+HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000", "#8a2f1d")
+DASHES = ("solid", "dashed", "dotted", "dashdot")  # of runs beyond these colours
+NAMED = 12  # runs: the names of more stand in a legend
 BOXES = "Last Resort"  # begins the names of fonts that have a box for every character
 
 
@@ -25,6 +36,16 @@ def require_matplotlib(asker: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(f"{asker}: needs matplotlib, which is not installed; pip install 'charrnn[plots]'") from None
+
+
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn. Matplotlib no longer tells on standard error that it lists this machine's fonts the first time."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    return True
 
 
 def confusion_png(confusion: Confusion, labels: Sequence[str]) -> tuple[bytes, str | None]:
@@ -91,6 +112,74 @@ def alignment_png(alignment: Tensor, text: str, seconds: float) -> tuple[bytes, 
         picture = io.BytesIO()
         figure.savefig(picture, format="png", bbox_inches="tight")
     return picture.getvalue(), note
+
+
+def curves_picture(found: Sequence[Course], metric: str, by: str, kind: str = "png") -> tuple[bytes, str | None]:
+    """Training (thin) and validation (thick) of runs along `by`, each best evaluation starred; and what there is to say of it.
+
+    `kind`: png or svg. The same curves make the same bytes.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [shortened(course.name, 32) for course in found]
+    fonts, missing = _fonts(names)
+    note = f"no font here has {missing[0]!r}; install one such as Noto Sans CJK" if missing else None
+    style: Any = {"font.family": fonts, "text.parse_math": False, "text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "charrnn"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8.4, 4.8), dpi=144, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        low, high = span(found)
+        axes.set(xlim=reach(found), ylim=(low, high), xlabel=ALONG[by], ylabel=words(metric))
+        axes.xaxis.set_major_formatter(lambda value, place: short_number(value))
+        axes.yaxis.set_major_formatter(lambda value, place: short_number(round(value, 12)))
+        axes.grid(axis="y", color="#dcdcd6", linewidth=0.7)
+        ends: list[tuple[float, str, str]] = []  # where a name belongs
+        for i, (course, name) in enumerate(zip(found, names)):
+            ends += _draw(axes, course, by, name, HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)], alone=len(found) == 1)
+        if len(found) > NAMED:
+            axes.legend(handles=[line for line in axes.lines if not str(line.get_label()).startswith("_")], fontsize="small", ncols=2)
+        else:
+            places = spread([(min(max(y, low), high) - low) / (high - low) for y, _, _ in ends], 0.055, 0.0, 1.0)
+            for place, (_, text, colour) in zip(places, ends):
+                axes.annotate(
+                    text, (1.0, place), (6, 0), "axes fraction", "offset points", color=colour, va="center", fontsize="small",
+                    annotation_clip=False,
+                )  # fmt: skip
+        if len(found) > 1:
+            lines = (("thin", "training"), ("thick", "validation"))
+            kinds = [f"{which}: {what}" for which, what in lines if any(getattr(one, what).x for one in found)]
+            best = [f"★ the best, the {'low' if less_is_better(metric) else 'high'}est"] if any(one.best for one in found) else []
+            axes.set_title("; ".join(kinds + best), fontsize="small", loc="left", color="#5c5c57")
+        picture = io.BytesIO()
+        figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return picture.getvalue(), note
+
+
+def _draw(axes: Any, course: Course, by: str, name: str, colour: str, dash: str, *, alone: bool) -> list[tuple[float, str, str]]:
+    """One run's curves; and what is to stand beside their ends, each with its height and its colour."""
+    ends: list[tuple[float, str, str]] = []
+    training, validation = course.training.thinned(1200), course.validation.thinned(1200)
+    dots: Any = {"marker": "o", "markersize": 3.2}
+    line: Any = {"color": colour, "linestyle": dash}
+    axes.plot(*training, **line, linewidth=0.9, alpha=0.55, **(dots if len(training.finite().x) == 1 else {}))
+    # A legend leaves out what begins with an underscore.
+    axes.plot(*validation, **line, linewidth=2.0, label=f" {name}", **(dots if len(validation.x) <= DOTTED else {}))
+    if course.best:
+        star: Any = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
+        axes.plot(*([part] for part in course.best), color=colour, **star)
+    best = f" {told(course.best[1])}" if course.best else ""
+    if alone:
+        where = f"validation\n★ {told(course.best[1])} at {placed(course.best[0], by)}" if course.best else "validation"
+        kinds = (("training", training.finite().y), (where, validation.finite().y))
+        ends += [(values[-1], text, colour) for text, values in kinds if values]
+        axes.set_title(name, fontsize="medium", loc="left")
+    elif values := validation.finite().y or training.finite().y:
+        ends.append((values[-1], f"{name}{best}", colour))
+    return [end for end in ends if math.isfinite(end[0])]
 
 
 def _fonts(names: Sequence[str]) -> tuple[list[str], list[str]]:

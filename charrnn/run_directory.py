@@ -14,9 +14,9 @@ from charrnn.atomic import WriteError, copy_atomically, write_atomically
 from charrnn.checkpoint import save_state
 from charrnn.config import Config, flat, load_config
 from charrnn.errors import UserError, short
+from charrnn.journal import sayable
 from charrnn.lock import locked
-from charrnn.metrics import sayable
-from charrnn.run_files import EVENTS, HEARTBEAT, JOURNALS, LOCK, REFUSED, STEP, TEXT, TEXTS, is_own, is_partial
+from charrnn.run_files import EVENTS, HEARTBEAT, JOURNALS, LOCK, METRICS, REFUSED, SAMPLES, STEP, TEXT, TEXTS, is_own, is_partial
 
 # What a resumed run may not have changed: another text or model is another run, and the optimizer's state and the place
 # in the text mean nothing under another optimizer or other windows.
@@ -154,10 +154,10 @@ class RunDirectory:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        self._append("metrics.jsonl", json.dumps(sayable(values)) + "\n")
+        self._append(METRICS, json.dumps(sayable(values)) + "\n")
 
     def append_sample(self, heading: str, text: str) -> None:
-        self._append("samples.txt", f"=== {heading} ===\n{text}\n\n")
+        self._append(SAMPLES, f"=== {heading} ===\n{text}\n\n")
 
     def _append(self, name: str, text: str) -> None:
         path = self.path / name

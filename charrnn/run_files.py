@@ -10,13 +10,14 @@ CONFIG = "config.yaml"
 WRITTEN_BY = "# Written by charrnn "  # how a config.yaml begins that a run has made
 STATE, PREVIOUS_STATE = "last.state.pt", "previous.state.pt"
 BEST, LAST = MODELS = ("best.safetensors", "last.safetensors")  # of a run, beside which lies all that is its own
-METRICS, _ = JOURNALS = ("metrics.jsonl", "samples.txt")
+METRICS, SAMPLES = JOURNALS = ("metrics.jsonl", "samples.txt")
 HEARTBEAT = "heartbeat.json"  # how the run is and how it ended, as heartbeat.py writes it
 FILES = (CONFIG, *MODELS, STATE, PREVIOUS_STATE, *JOURNALS, HEARTBEAT)
 TEXTS = TEXT, TEXT_INDEX = "text.safetensors", "text.index.safetensors"  # there only with train.keep_text
 REFUSED = "refused.state.pt"  # there only where a state could not be gone on from, and the one before it could
+CURVES = "curves.png"  # drawn at the end, where matplotlib is
 EVENTS = "tensorboard"  # a folder, there only with --tensorboard
-OWN = (*FILES, *TEXTS, REFUSED)
+OWN = (*FILES, *TEXTS, REFUSED, CURVES)
 STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors", re.ASCII)  # what train.keep keeps
 LOCK = ".lock"  # there while a job is at work
 

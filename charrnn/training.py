@@ -31,6 +31,7 @@ from charrnn.evaluation import measure, metrics_of
 from charrnn.feeding import feed
 from charrnn.gradients import Carried, Shards
 from charrnn.interrupt import Interrupt
+from charrnn.journal import Limits
 from charrnn.metrics import Tally
 from charrnn.model_file import find_model
 from charrnn.novelty import keep_text
@@ -708,13 +709,8 @@ class Trainer:
 
     def progress(self) -> float:
         """The largest share used up of the limits that are set; 1 and more is the end."""
-        settings = self.settings
-        used = [
-            self.counters.step / settings.max_steps if settings.max_steps else 0.0,
-            self.epochs() / settings.max_epochs if settings.max_epochs else 0.0,
-            self.seconds() / (60 * settings.max_minutes) if settings.max_minutes else 0.0,
-        ]
-        return max(used)
+        limits = Limits(self.settings.max_steps, self.settings.max_epochs, self.settings.max_minutes)
+        return limits.progress(self.counters.step, self.epochs(), self.seconds())
 
     def _ended(self) -> heartbeat.Ending | None:
         if self.settings.patience and self.counters.stale >= self.settings.patience:

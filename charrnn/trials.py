@@ -20,8 +20,8 @@ from charrnn.claims import Claim, Claims, Taken
 from charrnn.distributed import find_ranks
 from charrnn.errors import UserError
 from charrnn.interrupt import Interrupt
+from charrnn.journal import sayable
 from charrnn.lock import Busy
-from charrnn.metrics import sayable
 from charrnn.ops.backends import UnsupportedBackend
 from charrnn.runs import FAILED, Run, look, records_of
 from charrnn.sweep import Sweep, Trial

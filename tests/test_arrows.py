@@ -22,9 +22,10 @@ LEFT = {
     "config": "options paths plain_yaml",
     "run_files": "",
     "ranking": "",
+    "model_file": "paths",
+    "journal": "paths model_file ranking run_files",
     "ops": "",
     "metrics": "ops",
-    "plots": "metrics",
     "tables": "metrics",
     "device": "config",
     "exits": "",
@@ -37,11 +38,10 @@ LEFT = {
     "models": "config ops layers",
     "data": "config lock paths",
     "texts": "options data constraints",
-    "model_file": "paths",
     "inspecting": "config data",
     "optimization": "config ops",
     "checkpoint": "atomic plain_yaml model_file config data models",
-    "run_directory": "atomic config metrics lock checkpoint run_files",
+    "run_directory": "atomic config journal lock checkpoint run_files",
     "heartbeat": "atomic",
     "run_state": "",
     "claims": "atomic",
@@ -68,16 +68,22 @@ LEFT = {
     "filling": "data sampling",
     "transcribing": "config data models decoding",
     "captioning": "config options device data models sampling decoding tasks",
-    "gallery": "data captioning",
+    "page": "",
+    "chart": "ranking journal page",
+    "plots": "ranking journal metrics chart",
+    "gallery": "data captioning page",
+    "report": "ranking plain_yaml journal model_file run_files page chart",
+    "watching": "ranking plain_yaml journal tables run_files",
     "finetuning": "config data models checkpoint",
     "training": "atomic distributed paths model_file run_files "
-    "config metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
+    "config journal metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning feeding cuda_graph",
     "tensorboard": "run_files training",
-    "trials": "atomic distributed metrics ops interrupt lock claims runs sweep training",
-    "cli": "tensorboard atomic paths exits interrupt options model_file run_files run_directory runs sweep trials engine "
+    "trials": "atomic distributed journal metrics ops interrupt lock claims runs sweep training",
+    "cli": "tensorboard atomic paths exits interrupt journal options model_file run_files run_directory runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
-    "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
+    "filling classifying tagging transcribing captioning page chart gallery report watching decoding plots tables fetching "
+    "inspecting verse search",
     "__main__": "interrupt cli",
 }
 

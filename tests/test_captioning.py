@@ -140,3 +140,14 @@ def test_a_page_escapes_what_it_is_given() -> None:
     assert "<b " not in whole and "\u202e" not in whole and "\x1b" not in whole
     assert whole.count("&lt;b onload=&quot;x&quot;&gt;&amp;\\u202e\\x1b") == 6  # title, header, alt, caption, name, fault
     assert "\\x1b…</span>" in whole and "1 picture, told of by" in whole
+
+
+def test_what_a_model_saw_stands_in_the_style_where_the_policy_lets_it_count(pictures: list[Path]) -> None:
+    (one,) = describe(captioner(image_as="attention")).files(pictures[:1])
+    assert isinstance(one, Described)
+    told = one if one.captions[0].text else pytest.fail("the model wrote nothing")
+    made = figure(told)
+    name = made.style.split(" ")[0].removeprefix(".")
+    assert f'class="maps {name}"' in made.html and "style=" not in made.html
+    whole = page([made, made], "m", [], attended=True)
+    assert whole.count(f".{name} img {{ background-image: url(data:image/jpeg;base64,") == 1

@@ -714,7 +714,7 @@ class TestTerminal:
         )
         self.now += REPORT_SECONDS + 0.1
         terminal.step(self.report(1300))
-        assert "1.994 bits/char (val 2.051)  grad" in capsys.readouterr().out
+        assert "1.994 bits/char (val 2.051 ▁, best 2.051)  grad" in capsys.readouterr().out
 
     def test_each_line_says_when_it_was_and_a_terminal_is_spared_that(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

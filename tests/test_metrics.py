@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.metrics import Confusion, Edits, Spans, Tally, bleu, cost, edit_distance, sayable
+from charrnn.journal import cost, sayable
+from charrnn.metrics import Confusion, Edits, Spans, Tally, bleu, edit_distance
 from charrnn.ranking import less_is_better
 
 

@@ -38,6 +38,7 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 def test_there_are_commands_of_every_kind() -> None:
     told = {line.split()[1] for line in OURS}
     assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe", "caption"}
+    assert told >= {"plot", "report", "watch"}
 
 
 @pytest.mark.parametrize("line", OURS)

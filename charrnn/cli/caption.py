@@ -14,6 +14,7 @@ from charrnn.errors import DataError, UserError, counted, printable
 
 if TYPE_CHECKING:
     from charrnn.captioning import Caption, Described
+    from charrnn.gallery import Figure
 
 PICTURES = Wanted("picture", frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp"}), ".jpg, .png or .webp")
 FEATURES = Wanted("feature file", frozenset({".npy", ".safetensors"}), ".npy or .safetensors")
@@ -79,7 +80,7 @@ def caption(
         tell(fault)
     describe = Describe(network, loaded.vocabulary, images, decoding, count=num, draws=draws, thumbnails=html is not None)
     written: dict[bytes, str] = {}
-    figures: list[str] = []
+    figures: list[Figure] = []
     took, count = 0.0, 0
     for found in watched(describe.files(pictures), " pictures", len(pictures)):
         if isinstance(found, DataError):

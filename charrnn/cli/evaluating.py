@@ -61,7 +61,7 @@ def _evaluate_stream(
 ) -> None:
     """Of a model that reads on and on: from the first character to the last with one state."""
     from charrnn import evaluation
-    from charrnn.metrics import sayable
+    from charrnn.journal import sayable
 
     if file:
         stream = evaluation.documents_stream(loaded.vocabulary, reading_of(loaded, config.data, file).pieces())
@@ -90,7 +90,7 @@ def _evaluate_stream(
 def _evaluate_examples(loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, as_json: bool) -> None:
     """Of a model that reads examples, each from a fresh start: the figures of its task."""
     from charrnn.evaluation import measure
-    from charrnn.metrics import sayable
+    from charrnn.journal import sayable
     from charrnn.tasks.task import Described, Examining, Findings
 
     task, read = task_of(loaded, config, file), "test" if file else split
@@ -135,7 +135,7 @@ def _evaluate_beside(
     loaded: Loaded, network: nn.Module, config: Config, split: str, file: Path | None, other: tuple[Loaded, nn.Module], as_json: bool
 ) -> None:
     """Two models on the same blanks, a row for each."""
-    from charrnn.metrics import sayable
+    from charrnn.journal import sayable
     from charrnn.tasks import TASKS
     from charrnn.tasks.fill import Fill, measure_beside
 
@@ -175,7 +175,7 @@ def _asked(loaded: Loaded, split: str, file: Path | None) -> dict[str, Any]:
 
 
 def _print_surprisal(characters: Iterable[tuple[str, float | None]], as_json: bool) -> None:
-    from charrnn.metrics import sayable
+    from charrnn.journal import sayable
 
     for character, bits in characters:
         if as_json:
@@ -271,7 +271,7 @@ def _by_bits(score: Score) -> tuple[bool, float]:
 
 def _print_score(score: Score, as_json: bool, numbered: bool) -> None:
     if as_json:
-        from charrnn.metrics import sayable
+        from charrnn.journal import sayable
 
         named = {"file": score.source, "document": score.number, "begins": score.beginning}
         typer.echo(json_line(sayable(named | score.as_metrics())))

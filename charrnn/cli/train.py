@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 5.0  # between two lines of progress where the output is not a terminal
 EXIT_CODES = {"interrupted": Exit.INTERRUPTED, "terminated": Exit.REQUEUE, "diverged": Exit.FAILED}  # of how a run ended; 0 for the others
+SPARK = 8  # columns of the curve of validation in a line
 OVERFITS = 1.01  # a last value that is so many times the best is clearly above it
 
 
@@ -111,7 +112,10 @@ class Terminal:
         self._bar: tqdm[NoReturn] | None = None
         self._spoke = time.monotonic()  # what is over sooner than REPORT_SECONDS is not worth a line
         self._reported = False  # that a report has come
-        self._val = ""
+        self._val = ""  # of a line, what the last evaluation found
+        self._course: list[float] = []  # what validation has cost so far, and the best of it
+        self._best = math.nan
+        self._begun: tuple[float, float] | None = None  # of this job: when it was first heard of, and how far the run was then
 
     def __enter__(self) -> Terminal:
         return self
@@ -136,6 +140,7 @@ class Terminal:
 
     def stepped(self, step: int, progress: float) -> None:
         """Until the first report this is all that shows life; then it moves the bar."""
+        self._begun = self._begun or (time.monotonic(), progress)
         where = None if self._reported else self._where(step, progress)
         if self._live:
             self._show(progress, where)
@@ -148,7 +153,8 @@ class Terminal:
         return f"step {step}/{steps}" if steps else f"step {step}{share}"
 
     def step(self, report: StepReport) -> None:
-        from charrnn.metrics import cost
+        from charrnn.journal import cost, seconds_to_go
+        from charrnn.tables import duration
 
         self._reported = True
         value, unit = cost(report.metrics)
@@ -156,6 +162,9 @@ class Terminal:
             f"{self._where(report.step, report.progress)}  {value:.3f} {unit}{self._val}  grad {report.grad_norm:.2f}  "
             f"lr {report.learning_rate:.1e}  {report.chars_per_second:,.0f} chars/s"
         )
+        if not self._live and self._begun:  # a bar shows it already
+            left = seconds_to_go(report.progress, time.monotonic() - self._begun[0], self._begun[1])
+            line += f"  {duration(left)} to go" if left else ""
         if self._live:
             self._show(report.progress, line)
         elif self._due():
@@ -163,16 +172,65 @@ class Terminal:
 
     def evaluated(self, metrics: dict[str, float], sample: str, is_best: bool) -> None:
         if metrics:
-            from charrnn.metrics import cost
-
-            self._val = f" (val {cost(metrics, 'val_')[0]:.3f})"
+            self._remember(metrics, is_best)
             best = ", the best so far" if is_best else ""
             self._say(f"val {figures(metrics, 'val_')}{best}")
         self._say("\n".join("    " + line for line in sample.strip("\n").split("\n")))
 
+    def _remember(self, metrics: dict[str, float], is_best: bool) -> None:
+        """What lines tell of validation: its last cost, how that went, and what it was of the best so far."""
+        from charrnn.journal import cost
+        from charrnn.tables import sparkline
+
+        value, _ = cost(metrics, "val_")
+        if self._course:
+            self._course.append(value)
+        else:  # of a run that is resumed what was before belongs to it
+            self._course, self._best = self._found(metrics, value)
+        self._best = value if is_best else self._best
+        best = f", best {self._best:.3f}" if math.isfinite(self._best) else ""
+        self._val = f" (val {value:.3f} {sparkline(self._course, SPARK)}{best})"
+
+    def _found(self, metrics: dict[str, float], value: float) -> tuple[list[float], float]:
+        """What validation has cost in this run, this time included, and what it did where its best model was kept."""
+        from charrnn.journal import Journal, cost_key
+        from charrnn.paths import user_path
+
+        try:
+            journal = Journal.of(user_path(self._config.run, "run"))
+        except UserError as problem:  # the run goes on without its past
+            self.warn(str(problem))
+            return [value], math.nan
+        key = cost_key(metrics, "val_")
+        assert key is not None
+        by = self._config.train.best_by or key.removeprefix("val_")
+        best = journal.best(by) or {}
+        return journal.curve(key).y or [value], best.get(key, math.nan)
+
     def done(self, outcome: Outcome) -> None:
         self._close()
         self._say(summary(outcome))
+        self._draw(outcome.run)
+
+    def _draw(self, run: Path) -> None:
+        """Leave the curves in the run directory, where matplotlib is there to draw them and there is anything to draw."""
+        from charrnn.atomic import WriteError, write_atomically
+        from charrnn.cli.seeing import drawn
+        from charrnn.journal import Journal, names_of
+        from charrnn.plots import has_matplotlib
+        from charrnn.run_files import CURVES
+
+        journal = Journal.of(run)
+        metric = journal.default_metric()
+        if metric is None or not has_matplotlib():
+            return
+        try:
+            picture, _ = drawn([journal], names_of([run]), metric, "steps", "png")
+            write_atomically(run / CURVES, picture)
+        except WriteError as problem:  # the run itself is kept
+            self.warn(str(problem))
+        except KeyboardInterrupt:  # so is it where somebody is in a hurry
+            return
 
     def _show(self, progress: float, line: str | None) -> None:
         """Move the bar, and write a line behind it. None: the one that stands there."""
@@ -210,7 +268,7 @@ class Terminal:
 
 def summary(outcome: Outcome) -> str:
     """The one sentence at the end of a run."""
-    from charrnn.metrics import cost
+    from charrnn.journal import cost
 
     run = shlex.quote(str(outcome.run))
     resume = f"go on with: charrnn train --config {shlex.quote(str(outcome.run / 'config.yaml'))} --resume"
