@@ -81,7 +81,8 @@ def find(folders: Sequence[Path]) -> Iterator[Run]:
     """
     for folder in folders:
         try:
-            next(os.scandir(folder), None)
+            with os.scandir(folder) as entries:
+                next(entries, None)
         except FileNotFoundError:
             raise UserError(f"{folder}: no such folder; name one that holds runs") from None
         except NotADirectoryError:
@@ -215,15 +216,15 @@ def _read(path: Path, most: int, *, tail: bool = False) -> bytes | None:
         return None
     except OSError as error:
         raise _Damaged(f"cannot be read: {error.strerror or error}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _Damaged("is no file")
     with open(descriptor, "rb") as file:
+        if found.st_size > most and not tail:
+            raise _Damaged(f"is {found.st_size:,} bytes long")
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise _Damaged("is no file")
-            if tail:
-                file.seek(max(0, found.st_size - most))
-            elif found.st_size > most:
-                raise _Damaged(f"is {found.st_size:,} bytes long")
+            file.seek(max(0, found.st_size - most))
             return file.read(most)
         except OSError as error:
             raise _Damaged(f"cannot be read: {error.strerror or error}") from None
@@ -255,9 +256,9 @@ def _journal(path: Path) -> list[dict[str, Any]]:
     raw = _read(path, TAIL, tail=True)
     if raw is None:
         return []
-    whole = raw[: raw.rfind(b"\n") + 1].splitlines()
+    *whole, half = raw.split(b"\n")
     lines = [found for line in whole[len(raw) == TAIL :] if isinstance(found := _json(line), dict)]
-    if whole and not lines:
+    if not lines and (whole or not half.startswith(b"{")) and raw:
         raise _Damaged("holds no line of a run")
     return lines
 

@@ -79,7 +79,7 @@ def found(*folders: str) -> dict[str, Run]:
 
 
 def test_what_chooses_the_best_is_what_the_tasks_say() -> None:
-    assert {name: task.best_by for name, task in TASKS.items()} == BEST_BY
+    assert {name: vars(task)["best_by"] for name, task in TASKS.items()} == BEST_BY
     assert set(FILES) <= set(OWN)
 
 
@@ -219,7 +219,7 @@ from charrnn.cli import main
 try:
     main(["runs"])
 except SystemExit:
-    print([name for name in ("torch", "pydantic") if name in sys.modules])
+    print([name for name in ("torch", "numpy") if name in sys.modules])
 """
 
 
