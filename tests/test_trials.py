@@ -23,8 +23,8 @@ from charrnn import training
 from charrnn.atomic import WriteError
 from charrnn.checkpoint import load_state
 from charrnn.claims import Claim, Claims
-from charrnn.cli.train import EXIT_CODES
 from charrnn.errors import UserError
+from charrnn.exits import Exit
 from charrnn.lock import locked
 from charrnn.sweep import Sweep, Trial, load_sweep, settle
 from charrnn.training import Outcome, StepReport
@@ -248,7 +248,7 @@ def in_the_middle(process: subprocess.Popen[bytes], log: Path, step: int) -> Pat
     """Wait until the trial of a process has been saved and has come so far; its directory."""
     until = time.monotonic() + 100
     while time.monotonic() < until and process.poll() is None:
-        told = re.findall(r"^trial \d+ of \d+: (.*)$", log.read_text(), flags=re.MULTILINE)
+        told = re.findall(r"trial \d+ of \d+: (.*)$", log.read_text(), flags=re.MULTILINE)
         if told and (Path(told[-1]) / "last.state.pt").exists() and (Path(told[-1]) / "metrics.jsonl").read_bytes().count(b"\n") >= step:
             return Path(told[-1])
         time.sleep(0.02)
@@ -274,7 +274,7 @@ def test_twelve_trials_three_processes_one_of_them_killed() -> None:
     # Each step of each trial was reported once, in order: the killed one went on from its last save.
     assert [journal(trial) for trial in sweep.trials] == [list(range(1, 61))] * 12
     told = "".join(log.read_text() for log in logs)
-    begun = Counter(re.findall(r"^trial \d+ of 12: (.*)$", told, flags=re.MULTILINE))
+    begun = Counter(re.findall(r"trial \d+ of 12: (.*)$", told, flags=re.MULTILINE))
     assert begun == {str(trial.path): 2 if trial.path == killed else 1 for trial in sweep.trials}
     assert told.count("Finished after 60 steps") == 12
     assert not [path for path in Path("runs").rglob("*") if path.name.endswith((".partial", ".lock"))]
@@ -286,7 +286,7 @@ def test_sigterm_saves_the_trial_and_the_same_command_goes_on() -> None:
     process = started(log, "--set", "train.max_steps=3000", "--set", "train.save_every=3000", "--set", "train.evaluate_every=10")
     trial = in_the_middle(process, log, 15)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == EXIT_CODES["terminated"], log.read_text()
+    assert process.wait(60) == Exit.REQUEUE, log.read_text()
     assert "Terminated and saved; the same command goes on" in log.read_text()
     sweep = load_sweep(Path("sweep.yaml"), Path("base.yaml"), ["train.max_steps=3000"])
     assert trial == sweep.trials[0].path and (trial / "last.state.pt").exists() and not list(sweep.records.glob("*.json"))

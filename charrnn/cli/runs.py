@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -31,7 +30,7 @@ class _Listing(TyperGroup):
 app = typer.Typer(
     cls=_Listing, rich_markup_mode=None, help="The run directories in folders: list them (`charrnn runs [FOLDER]...`), free their space."
 )
-Folders = Annotated[list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="where to look; runs/ by default", show_default=False)]
+Folders = Annotated[list[str] | None, typer.Argument(metavar="[FOLDER]...", help="where to look; runs/ by default", show_default=False)]
 
 
 @app.command(DEFAULT)
@@ -124,20 +123,20 @@ def table(runs: Sequence[Run]) -> list[str]:
     return aligned(rows, left=(0, 1, 2, 5, 9))
 
 
-def _found(folders: list[Path] | None) -> list[Run]:
+def _found(folders: list[str] | None) -> list[Run]:
     from charrnn.model_file import RUNS
     from charrnn.paths import user_path
     from charrnn.runs import find
 
     if not folders and not RUNS.exists():
         return []
-    return list(find([user_path(str(folder), "folder") for folder in folders or [RUNS]]))
+    return list(find([user_path(folder, "folder") for folder in folders or [str(RUNS)]]))
 
 
-def _named(folders: list[Path] | None) -> str:
+def _named(folders: list[str] | None) -> str:
     from charrnn.model_file import RUNS
 
-    return printable(", ".join(map(str, folders or [RUNS])))
+    return printable(", ".join(folders or [str(RUNS)]))
 
 
 def _as_json(run: Run) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import typer
 from charrnn.cli.output import warn
 from charrnn.cli.runs import table
 from charrnn.errors import counted, printable
+from charrnn.exits import Exit
 
 if TYPE_CHECKING:
     from charrnn.sweep import Sweep, Trial
     from charrnn.training import Reporter
 
 
-def run(file: Path, base: Path, overrides: Sequence[str], *, init_from: str | None, retry_failed: bool, dry_run: bool) -> None:
+def run(
+    file: Path, base: Path, overrides: Sequence[str], *, init_from: str | None, retry_failed: bool, tensorboard: bool, dry_run: bool
+) -> None:
     """Work on the trials of a sweep with whoever else does, and show what became of all of them."""
     from charrnn.sweep import load_sweep, settle
 
@@ -29,15 +32,15 @@ def run(file: Path, base: Path, overrides: Sequence[str], *, init_from: str | No
         typer.echo(counted(len(sweep.trials), "trial"))
         return
     settle(sweep, file)
-    from charrnn.cli.train import EXIT_CODES, Terminal
+    from charrnn.cli.train import EXIT_CODES, Terminal, with_curves
     from charrnn.trials import work
 
     @contextmanager
     def begin(trial: Trial) -> Iterator[Reporter]:
-        number = 1 + sweep.trials.index(trial)
-        typer.echo(f"trial {number} of {len(sweep.trials)}: {printable(str(trial.path))}")
         with Terminal(trial.config) as terminal:
-            yield terminal
+            terminal.note(f"trial {1 + sweep.trials.index(trial)} of {len(sweep.trials)}: {printable(str(trial.path))}")
+            with with_curves(trial.config, terminal) if tensorboard else terminal as reporter:
+                yield reporter
 
     worked = work(sweep, begin, retry_failed=retry_failed, init_from=init_from)
     _summarize(sweep)
@@ -46,7 +49,7 @@ def run(file: Path, base: Path, overrides: Sequence[str], *, init_from: str | No
             warn(f"{printable(name)}: {printable(state)}")
     if worked.status != "done":
         typer.echo(f"{worked.status.capitalize()} and saved; the same command goes on")
-    raise typer.Exit(EXIT_CODES.get(worked.status, 1 if worked.failed else 0))
+    raise typer.Exit(EXIT_CODES.get(worked.status, Exit.FAILED if worked.failed else Exit.DONE))
 
 
 def _summarize(sweep: Sweep) -> None:

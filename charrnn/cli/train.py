@@ -61,7 +61,7 @@ def train(
             if given:
                 raise UserError(f"{flag}: is of one run, and --sweep begins many; {remedy}")
         overrides = [*(set_ or []), *([f"device={device}"] if device else [])]
-        sweeping.run(sweep, config, overrides, init_from=init_from, retry_failed=retry_failed, dry_run=dry_run)
+        sweeping.run(sweep, config, overrides, init_from=init_from, retry_failed=retry_failed, tensorboard=tensorboard, dry_run=dry_run)
         return
     if retry_failed:
         raise UserError("--retry-failed: is of the trials of a sweep; name its file with --sweep, or resume one run with --resume")
@@ -79,7 +79,7 @@ def train(
         return
     early = Interrupt()  # for what comes before and after the loop, which has one of its own
     try:
-        with early.listening(), Terminal(settings) as terminal, _with_curves(settings, terminal) if tensorboard else terminal as reporter:
+        with early.listening(), Terminal(settings) as terminal, with_curves(settings, terminal) if tensorboard else terminal as reporter:
             outcome = training.train(settings, resume=resume, overwrite=overwrite, init_from=init_from, reporter=reporter)
     except KeyboardInterrupt:
         typer.echo(f"charrnn: {NOTHING_LOST}", err=True)
@@ -87,7 +87,7 @@ def train(
     raise typer.Exit(EXIT_CODES.get(outcome.status, Exit.DONE))
 
 
-def _with_curves(settings: Config, terminal: Terminal) -> TensorBoard:
+def with_curves(settings: Config, terminal: Terminal) -> TensorBoard:
     from charrnn.paths import user_path
     from charrnn.tensorboard import TensorBoard
 
