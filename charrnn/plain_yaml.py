@@ -9,6 +9,9 @@ import yaml
 
 from charrnn.errors import ConfigError, short
 
+LONGEST = 2_000_000  # characters; PyYAML reads about a million in a second
+MOST = 100_000  # values, references unfolded: a few lines of them can stand for billions
+
 
 class Loader(yaml.SafeLoader):
     """YAML with the numbers everyone means: `1e-3` is one, `1:30` is not 90. A key given twice is a mistake."""
@@ -57,10 +60,36 @@ Loader.add_implicit_resolver(
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_integer)
 
 
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, where each reference stands for all that it names. Raises a ConstructorError for too many."""
+    if id(node) in known:
+        size = known[id(node)]
+    else:
+        known[id(node)] = 0  # until it is known: who comes by then is within it
+        below = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        size = 1 + (sum(_unfolded(one, known) for one in below) if isinstance(node, yaml.CollectionNode) else 0)
+        known[id(node)] = size
+    if size == 0:
+        raise _mistake("a reference names what it is a part of; write it out", node)
+    if size > MOST:
+        raise _mistake(f"its references stand for {size:,} values; expected at most {MOST:,}", node)
+    return size
+
+
 def parse_yaml(text: str) -> Any:
     """Plain values. Raises ConfigError, one line, naming line and column."""
+    if len(text) > LONGEST:
+        raise ConfigError(f"{len(text):,} characters of YAML; expected at most {LONGEST:,}")
     try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+        loader = Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _unfolded(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

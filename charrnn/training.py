@@ -681,6 +681,8 @@ class Trainer:
             self.model.train()
             if _sizes(state["carried"]) != _sizes(carried):
                 raise ValueError("carried: not of the sizes that this model's state has")
+            if not all(tensor.is_floating_point() for layer in state["carried"] for tensor in layer):
+                raise ValueError("carried: expected floating point")
 
     def begin(self) -> None:
         """Start from weights that others have trained, where the task asks for some. Raises UserError where they cannot be had."""

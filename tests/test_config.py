@@ -524,6 +524,12 @@ def test_a_backbone_is_of_captions_and_looks_at_pictures(tmp_path: Path) -> None
 # Files that are no configuration
 
 
+def laughs(nine: str) -> str:
+    """A few lines that stand for billions of values: each names the one before it nine times."""
+    named = (f"a{i}: &a{i} {nine.format(', '.join([f'*a{i - 1}'] * 9))}\n" for i in range(1, 20))
+    return "a0: &a0 {x: 1}\n" + "".join(named) if "<<" in nine else "a0: &a0 x\n" + "".join(named)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -551,6 +557,10 @@ def test_a_backbone_is_of_captions_and_looks_at_pictures(tmp_path: Path) -> None
         ("seed: !!timestamp x", "line 1, column 7: 'x' is no timestamp; quote it if it is text"),
         ("run: !!python/object/apply:os.system [ls]", "line 1, column 6: could not determine a constructor for the tag"),
         ("[" * 2000, "not valid YAML: nested too deeply; expected sections with keys"),
+        ("a: &a [*a]", "line 1, column 4: a reference names what it is a part of; write it out"),
+        ("x" * 2_000_001, "2,000,001 characters of YAML; expected at most 2,000,000"),
+        (laughs("[{}]"), "line 7, column 5: its references stand for 597,871 values; expected at most 100,000"),
+        (laughs("{{<<: [{}]}}"), "line 6, column 14: its references stand for "),
         ("run: a\0b", "not valid YAML: unacceptable character #x0000: special characters are not allowed"),
         (b"run: caf\xe9", "not UTF-8 text at byte 8; save the config as UTF-8"),
     ],

@@ -583,6 +583,7 @@ FOREIGN: list[tuple[str, Any, str]] = [
     ("generators", [torch.zeros(5056)], "RNG state must be a torch.ByteTensor"),
     ("carried", ((torch.zeros(8, 10),),), "carried: not of the sizes that this model's state has"),
     ("carried", ((torch.zeros(1, 10), torch.zeros(1, 10)),), "carried: not of the sizes that this model's state has"),
+    ("carried", ((torch.zeros(8, 10, dtype=torch.int64),) * 2,), "carried: expected floating point"),
     ("model.head.bias", None, "model: tensor 'head.bias' is missing; expected shape"),
     ("model.head.bias", torch.zeros(1), "model: tensor 'head.bias' has shape (1,)"),
     ("model.head.bias", torch.zeros(3).to_sparse(), "model.head.bias is wrong: Value error, expected a plain tensor"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from charrnn.data.files import why_unreadable
 from charrnn.errors import DataError
 
 ARRAY = ".npy"  # ends the name of such a file
+# What numpy lets out at a header, which it reads as Python's own tokens and literals.
+HEADER_FAULTS = (ValueError, OSError, TokenError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError)
 
 
 def mapped(path: Path, what: str, expected: str) -> npt.NDArray[np.floating[Any]]:
@@ -23,7 +26,7 @@ def mapped(path: Path, what: str, expected: str) -> npt.NDArray[np.floating[Any]
         raise DataError(f"{path}: {reason}")
     try:
         found = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError) as error:
+    except HEADER_FAULTS as error:
         raise DataError(f"{path}: not a whole {ARRAY} file of numbers ({error}); {expected}") from None
     if found.dtype.kind != "f":
         raise DataError(f"{path}: holds {found.dtype}; {expected}")

@@ -1,8 +1,12 @@
-"""A cache whose entries are folders: each whole or not there, made once, whoever else makes the same at the same time."""
+"""A cache whose entries are folders: each whole or not there, made once, whoever else makes the same at the same time.
+
+An entry holds a checksum of its files: one that has been damaged since is made again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -12,6 +16,8 @@ from pathlib import Path
 from charrnn.errors import DataError, UserError
 from charrnn.lock import locked
 
+CHECKSUM = "checksum"  # the file of an entry that holds it
+PIECE = 1 << 20  # bytes read at a time
 BUILDING = ".building-"  # what a folder is called in which an entry is being made
 
 
@@ -29,6 +35,7 @@ def build_entry(entry: Path, make: Callable[[Path, Path], None], is_whole: Calla
             made = workshop / "made"
             made.mkdir()
             make(made, workshop)
+            (made / CHECKSUM).write_text(_checksum(made), encoding="ascii")
             for path in made.iterdir():  # an entry that is there after a power cut is whole
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
@@ -43,6 +50,26 @@ def build_entry(entry: Path, make: Callable[[Path, Path], None], is_whole: Calla
     except OSError as error:
         remedy = "free some space or name another directory in data.cache"
         raise DataError(f"data.cache {cache}: cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+def is_sealed(entry: Path) -> bool:
+    """Whether what lies in the cache there is what was written. Reads all of it."""
+    try:
+        return (entry / CHECKSUM).read_bytes() == _checksum(entry).encode()
+    except OSError:
+        return False
+
+
+def _checksum(folder: Path) -> str:
+    """Of the names and contents of the other files in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.name != CHECKSUM:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with open(path, "rb") as file:
+                while piece := file.read(PIECE):
+                    digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charrnn.config import DataConfig
-from charrnn.data.cache import build_entry
+from charrnn.data.cache import build_entry, is_sealed
 from charrnn.data.decoding import AUTO, read_text
 from charrnn.data.files import Source, find_files, kind, sources
 from charrnn.data.formats import Reading, read_file
@@ -250,6 +250,8 @@ def _digest(contents: dict[str, str], readings: dict[str, Reading], seed: int, b
 
 def _open(entry: Path, contents: str = "", readings: Mapping[str, Reading] = MappingProxyType({})) -> Corpus | None:
     """What lies in the cache there; None where that is nothing, or not whole. `readings` recall what was found out when it was made."""
+    if not is_sealed(entry):
+        return None
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         mapped = _map(entry / "ids.bin")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from charrnn.config import DataConfig, ImagesConfig
 from charrnn.data.arrays import ARRAY
-from charrnn.data.cache import build_entry
+from charrnn.data.cache import build_entry, is_sealed
 from charrnn.data.captions import Captioned, is_manifest, manifest, names
 from charrnn.data.corpus import PIECE, SPLITS, Corpus, Ids, Progress, Stamp, file_stamps
 from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
@@ -273,6 +273,8 @@ def _hashes(captioned: Sequence[Captioned], shelf: Shelf | None, cache: Path | N
     entry = cache / f"hashes-{_digest(json.dumps([FORMAT, config.features is None, stamps]).encode())}"
 
     def known() -> list[str] | None:
+        if not is_sealed(entry):
+            return None
         try:
             found = json.loads((entry / HASHES).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -326,6 +328,8 @@ def _digest(content: bytes) -> str:
 def _open(entry: Path, count: int, shape: tuple[int, ...]) -> Ids | None:
     """So many pictures that lie there; None where that is nothing, or not whole."""
     dtype = _dtype(shape)
+    if not is_sealed(entry):
+        return None
     try:
         if (entry / KEPT).stat().st_size != count * int(np.prod(shape)) * dtype.itemsize:
             return None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from charrnn.config import AudioConfig, DataConfig
 from charrnn.data.audio import utterance
-from charrnn.data.cache import build_entry
+from charrnn.data.cache import build_entry, is_sealed
 from charrnn.data.corpus import Corpus, Ids, Progress, file_stamps
 from charrnn.data.examples import ORDER, corpus_of, load_parts, split_range, strange, vocabulary_of
 from charrnn.data.manifests import load_own
@@ -137,6 +137,8 @@ def _recordings(
 
 def _open(entry: Path, count: int, config: AudioConfig) -> tuple[Ids, Ids] | None:
     """Edges and frames of so many utterances that lie there; None where that is nothing, or not whole."""
+    if not is_sealed(entry):
+        return None
     try:
         edges = np.array(json.loads((entry / EDGES).read_text(encoding="utf-8")), dtype=np.int64)
         frames = np.memmap(entry / FRAMES, dtype=np.float32, mode="r").reshape(-1, config.num_mels)

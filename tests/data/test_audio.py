@@ -6,6 +6,7 @@ import builtins
 import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -251,6 +252,15 @@ def test_a_path_that_leads_to_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.wav").mkdir()
     assert refused(lambda: read(tmp_path / "folder.wav")) == f"{tmp_path / 'folder.wav'}: is a directory; expected a recording"
     assert refused(lambda: read(tmp_path / "pipe.wav")) == f"{tmp_path / 'pipe.wav'}: not an ordinary file; expected a recording"
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4', ", b"(" * 60, b"{'descr': [], 'fortran_order': 1, 'shape': (-1,), }", b"1\n 2\n3", b"{" * 100]
+)
+def test_features_with_a_header_that_is_none_are_refused(tmp_path: Path, header: bytes) -> None:
+    """Numpy reads it as Python's tokens and literals, and lets out whatever these raise."""
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + header.ljust(117) + b"\n" + bytes(99))
+    assert f"{tmp_path / 'a.npy'}: not a whole .npy file of numbers (" in refused(lambda: read(tmp_path / "a.npy"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
