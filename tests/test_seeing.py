@@ -481,3 +481,13 @@ class TestTerminal:
         (one / "curves.png").mkdir()
         self.ended(terminal, one)
         assert "curves.png: cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_another_run_in_its_place_takes_the_curves_away(charrnn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
+    sizes = ["model.hidden_size=8", "model.embedding_size=4", "train.batch_size=2", "train.tbptt_window=8", "train.max_steps=4"]
+    Path("config.yaml").write_text("run: runs/a\ndevice: cpu\ndata: {path: text.txt}\ntrain: {evaluate_every: 2, log_every: 1}\n")
+    train = ["train", "-c", "config.yaml", *(part for size in sizes for part in ("--set", size))]
+    assert charrnn(*train).code == 0 and Path("runs/a/curves.png").is_file()
+    monkeypatch.setattr("charrnn.plots.has_matplotlib", lambda: False)
+    assert charrnn(*train, "--overwrite").code == 0 and not Path("runs/a/curves.png").exists()
