@@ -130,6 +130,19 @@ def test_every_size_instruction_set_and_number_of_threads(tmp_path: Path, cell: 
         assert model.write(native, num_samples=5) == expected, (instruction_set, threads)
 
 
+@pytest.mark.parametrize(
+    ("cell", "num_layers", "hidden_size"), [("lstm", 1, 800), ("lstm", 2, 470), ("gru", 2, 540), ("rnn_tanh", 2, 930), ("gru", 3, 370)]
+)
+def test_weights_that_fit_no_cache(tmp_path: Path, cell: str, num_layers: int, hidden_size: int) -> None:
+    """Ten megabytes: they are read one way and the other, which changes nothing, wherever a piece of text ends."""
+    model = saved(tmp_path, cell=cell, num_layers=num_layers, hidden_size=hidden_size, scale=1.0)
+    expected = model.write(model.network, "abc", length=25, num_samples=2)
+    for threads in (1, 2):
+        assert model.write(model.native(threads=threads), "abc", length=25, num_samples=2) == expected, threads
+    of_bytes = [model.native(int8=True, threads=threads) for threads in (1, 2)]
+    assert model.write(of_bytes[0], "abc", length=25) == model.write(of_bytes[1], "abc", length=25)
+
+
 def test_a_long_prime_is_read_piece_by_piece(tmp_path: Path) -> None:
     model = saved(tmp_path)
     prime = "".join(LETTERS[i * i % len(LETTERS)] for i in range(3000))

@@ -134,6 +134,8 @@ template <class Takes> const float* arranged(Memory& memory, const Matrix& m, co
     return to;
 }
 
+size_t bytes_of(const Matrix& m) { return m.size() * m.width() * (m.numbers ? sizeof(float) : sizeof(int8_t)); }
+
 void build(Decoder& d, const Model& model) {
     d.model = model;
     d.unwritten.assign(model.unwritten, model.unwritten + model.unwritten_count);
@@ -170,6 +172,8 @@ void build(Decoder& d, const Model& model) {
     d.head = matrix(model.vocabulary, hidden, 1);
     pack(memory, d.head, model.head_weight, model.quantized && model.vocabulary > FEW_IDS);
     d.head_bias = arranged(memory, d.head, model.head_bias, nullptr, [](int64_t) { return false; });
+    d.weight_bytes = bytes_of(d.head);
+    for (const Layer& layer : d.layers) d.weight_bytes += bytes_of(layer.from_h) + (&layer == &d.layers[0] && d.table ? 0 : bytes_of(layer.from_x));
     d.embeds = d.layers[0].adds;
     const int64_t width = padded(model.embedding_size, LANES);
     d.embedding.assign(model.vocabulary * width, 0);
@@ -190,6 +194,9 @@ void make_room(Decoder& d, int64_t rows) {
 
 void run(Decoder& d, const Task& task) {
     const auto walk = kernels_of[d.model.instructions]->walk;
+    // Where layers or the head lie between a matrix's turns nothing of it is left: then products are made while one would wait.
+    const size_t cache = cache_bytes() * task.threads;
+    d.sweeps = d.weight_bytes > cache && d.layers.size() <= 2 && bytes_of(d.head) < cache / 2;
     for (Progress& one : d.progress) one.phase.store(0);
     d.failed.store(false);
     enum { LATER, NOW, NEVER };

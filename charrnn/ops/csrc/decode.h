@@ -247,7 +247,8 @@ class Walker {
                 }
                 arrive();
             }
-            recur(0);
+            if (!ahead) recur(0, step);
+            ahead = false;
             if (draws) {
                 wait();
                 if (d.failed.load(std::memory_order_relaxed)) return;
@@ -256,9 +257,13 @@ class Walker {
             for (int64_t l = 0; l < count; ++l) {
                 layer(l);
                 arrive();
-                if (l + 1 < count) recur(l + 1);
+                if (!d.sweeps && l + 1 < count) recur(l + 1, step);
                 wait();
                 hand_up(l);
+                if (d.sweeps && l == 0 && !downwards() && step + 1 < task.steps) {
+                    recur(0, step + 1);
+                    ahead = true;
+                }
             }
             if (draws || task.log_shares || (task.wants_last && step + 1 == task.steps)) {
                 answer();
@@ -278,6 +283,7 @@ class Walker {
     const Task& task;
     const int64_t thread, rows, count;
     int64_t step = 0, before = 0, after = 1, phase = 0;
+    bool ahead = false;                // the first layer's sums are those of the step that comes
     std::vector<float> x;  // (B, stride): what a layer reads, where that is not what the one below wrote
     Input in{};
     struct Bytes {
@@ -354,11 +360,25 @@ class Walker {
         return {h, d.stride, h_bytes[l].rows.data()};
     }
 
-    void recur(int64_t l) {
+    // Weights that do not fit the caches of the cores that share them are read one way and then the other, so that a step begins with what
+    // the last one ended with: the first layer's own weights first, then the other layers' from their first block on; or all these from
+    // the last block down, and the first layer's own weights, for the step that follows, at the end.
+    bool downwards() const { return d.sweeps && (step & 1); }
+
+    template <class Use> void each_block(const Matrix& m, const Use& use) const {
+        const int64_t from = first(m.blocks), end = last(m.blocks);
+        for (int64_t i = from; i < end; ++i) use(downwards() ? from + end - 1 - i : i);
+    }
+
+    void recur(Layer& layer, int64_t block, const Input& h) {
+        multiply(layer.from_h, block, h, rows, layer.sums.data() + layer.from_h.at(block), layer.from_h.size());
+    }
+
+    // What comes from a layer's state after so many steps of this call.
+    void recur(int64_t l, int64_t steps) {
         Layer& layer = d.layers[l];
-        const Input h = state(l, step);
-        for (int64_t b = first(layer.from_h.blocks); b < last(layer.from_h.blocks); ++b)
-            multiply(layer.from_h, b, h, rows, layer.sums.data() + layer.from_h.at(b), layer.from_h.size());
+        const Input h = state(l, steps);
+        each_block(layer.from_h, [&](int64_t b) { recur(layer, b, h); });
     }
 
     void embed() {
@@ -398,7 +418,10 @@ class Walker {
         Layer& layer = d.layers[l];
         const Matrix& m = layer.from_x;
         alignas(64) float sums[4][MOST_PANELS * LANES];
-        for (int64_t b = first(m.blocks); b < last(m.blocks); ++b) {
+        const bool recurs = d.sweeps && l > 0;
+        const Input own = recurs ? state(l, step) : Input{};
+        each_block(m, [&](int64_t b) {
+            if (recurs) recur(layer, b, own);
             const int64_t size = m.panels(b) * LANES, unit = b * (m.gates > 1 ? 1 : MOST_PANELS) * LANES;
             for (int64_t from = 0; from < rows; from += 4) {
                 const int64_t some = rows - from < 4 ? rows - from : 4;
@@ -416,7 +439,7 @@ class Walker {
                     else rnn_units(d.model.cell == RNN_RELU, of_x, of_h, size, h);
                 }
             }
-        }
+        });
     }
 
     // What the next layer, or the head, reads.

@@ -107,6 +107,8 @@ struct Decoder {
     std::vector<int32_t> ids;           // (B): what is read next
     std::vector<Row> texts;
     Options options{};
+    size_t weight_bytes = 0;            // that a step of one row reads
+    bool sweeps = false;                // whether a step's weights are read one way and then the other: Walker::downwards
     std::atomic<bool> failed{false};    // logits that are not finite
     Progress progress[LONGEST_WAIT];
     std::vector<std::unique_ptr<char, void (*)(void*)>> memory;

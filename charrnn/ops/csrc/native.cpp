@@ -79,15 +79,6 @@ template <class Work> void share_teams(const OpenMP& pool, int64_t count, int64_
     });
 }
 
-// What a core's own cache holds, in bytes.
-size_t cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    if (found > 0) return (size_t)found;
-#endif
-    return 1 << 20;
-}
-
 }  // namespace
 
 // The others are a few microseconds behind, or have no core: then the one they wait for gets this one's.

@@ -27,7 +27,8 @@ struct Call {
     void* outputs;           // (T, B, H)
     void* h_n;               // (B, H)
     void* c_n;               // (B, H), lstm
-    void* gates;             // (T, B, S·H) product: i f g o, or r z n and what n reads of h; null where nobody will go backward, and of rnn_*
+    void* gates;             // (T, B, S·H) product: i f g o, or r z n and what n reads of h; null where nobody will go backward, and of rnn_*;
+                             // so many numbers, in an order of our own (Kept in recurrence.h)
     void* cells;             // (T, B, H) product: c after each step, lstm
     const void* d_outputs;   // (T, B, H)
     const void* d_h_n;       // (B, H), or null for zeros

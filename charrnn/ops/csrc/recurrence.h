@@ -208,6 +208,20 @@ struct Panels {
 };
 inline Panels panels_of(const Team& team, int64_t panels) { return {team.part * panels / team.parts, (team.part + 1) * panels / team.parts}; }
 
+// Where what is kept of a step begins, of a row's units from `unit` on; its four blocks are `apart` from each other. A cache line of units
+// of all four lies together, and beside it that of the next column, so that a panel's share of a step is one stretch of memory. Rows by
+// themselves would be powers of two apart: each on a page of its own, and a load of one would wait for stores to another. Where
+// lines do not divide the units it is nevertheless rows.
+template <class Elem> struct Kept {
+    static constexpr int64_t line = line_of<Elem>;
+    const int64_t hidden, batch, apart;
+    explicit Kept(const Call& call) : hidden(call.hidden), batch(call.batch), apart(call.hidden % line ? call.hidden : line) {}
+    int64_t at(int64_t t, int64_t column, int64_t unit) const {
+        if (apart == hidden) return (t * batch + column) * 4 * hidden + unit;
+        return ((t * (hidden / line) + unit / line) * batch + column) * 4 * line + unit % line;
+    }
+};
+
 template <bool value> struct Flag { static constexpr bool is = value; };
 
 template <class Elem, class Real> inline void round_to(Elem* to, const Real* from, int64_t n) {
@@ -235,6 +249,7 @@ void forward(const Call& call, const void* packed, const Item& item, char* scrat
     Elem* kept = static_cast<Elem*>(call.gates);
     Elem* cells = static_cast<Elem*>(call.cells);
     const bool keeps = kept != nullptr;
+    const Kept<Elem> where(call);
 
     // The states of the rows, and the rows of the product, twice: all units of a step read the h before it.
     const int64_t product_rows = round_up(count, how.tile);
@@ -276,7 +291,9 @@ void forward(const Call& call, const void* packed, const Item& item, char* scrat
             if (row < run) continue;
             const int64_t at = (t * batch + item.columns[row]) * hidden;
             __builtin_memset(outputs + at, 0, hidden * sizeof(Real));
-            if (keeps && gated<cell>) __builtin_memset(kept + at * blocks, 0, hidden * blocks * sizeof(Elem));
+            if (keeps && gated<cell>)
+                for (int64_t unit = 0; unit < hidden; unit += where.apart)
+                    __builtin_memset(kept + where.at(t, item.columns[row], unit), 0, 4 * where.apart * sizeof(Elem));
             if (keeps && cell == LSTM) __builtin_memset(cells + at, 0, hidden * sizeof(Elem));
         }
         if constexpr (!hoisted)
@@ -294,11 +311,12 @@ void forward(const Call& call, const void* packed, const Item& item, char* scrat
                     const int64_t row = first + i, at = t * batch + item.columns[row];
                     const Elem* given = from_x + at * gates * hidden + unit;
                     Real* state = h + row * size.padded + unit;
+                    Elem* keep = keeps && blocks == 4 ? kept + where.at(t, item.columns[row], unit) : nullptr;
                     if (ahead && (unit * sizeof(Elem)) % 64 == 0) {
                         if (hoisted)
                             for (int g = 0; g < gates; ++g) __builtin_prefetch(given + ahead * gates * hidden + g * hidden, 0, 2);
                         if (keeps && blocks == 4)
-                            for (int g = 0; g < 4; ++g) __builtin_prefetch(kept + (at + ahead) * 4 * hidden + unit + g * hidden, 1, 2);
+                            for (int g = 0; g < 4; ++g) __builtin_prefetch(keep + ahead * 4 * hidden + g * where.apart, 1, 2);
                         if (keeps && cell == LSTM) __builtin_prefetch(cells + (at + ahead) * hidden + unit, 1, 2);
                     }
                     if (ahead) __builtin_prefetch(outputs + (at + ahead) * hidden + unit, 1, 2);
@@ -310,7 +328,6 @@ void forward(const Call& call, const void* packed, const Item& item, char* scrat
                     };
                     V next;
                     if constexpr (cell == LSTM) {
-                        Elem* keep = kept + at * 4 * hidden + unit;
                         Real* memory = c + row * size.padded + unit;
                         const V i_gate = sigmoid<Elem>(gate(0)), f_gate = sigmoid<Elem>(gate(1));
                         const V g_gate = tanh_of<Elem>(gate(2)), o_gate = sigmoid<Elem>(gate(3));
@@ -319,22 +336,21 @@ void forward(const Call& call, const void* packed, const Item& item, char* scrat
                         store(memory, now);
                         if (keeps) {
                             store<whole>(keep, i_gate, n);
-                            store<whole>(keep + hidden, f_gate, n);
-                            store<whole>(keep + 2 * hidden, g_gate, n);
-                            store<whole>(keep + 3 * hidden, o_gate, n);
+                            store<whole>(keep + where.apart, f_gate, n);
+                            store<whole>(keep + 2 * where.apart, g_gate, n);
+                            store<whole>(keep + 3 * where.apart, o_gate, n);
                             store<whole>(cells + at * hidden + unit, now, n);
                         }
                     } else if constexpr (cell == GRU) {
-                        Elem* keep = kept + at * 4 * hidden + unit;
                         const V r = sigmoid<Elem>(gate(0)), z = sigmoid<Elem>(gate(1));
                         const V from_h = load(sum + (vectors - 1) * width) + load(bias + 3 * width);
                         const V fresh = tanh_of<Elem>(gate(2) + r * from_h);
                         next = fresh + z * (load(state) - fresh);
                         if (keeps) {
                             store<whole>(keep, r, n);
-                            store<whole>(keep + hidden, z, n);
-                            store<whole>(keep + 2 * hidden, fresh, n);
-                            store<whole>(keep + 3 * hidden, from_h, n);
+                            store<whole>(keep + where.apart, z, n);
+                            store<whole>(keep + 2 * where.apart, fresh, n);
+                            store<whole>(keep + 3 * where.apart, from_h, n);
                         }
                     } else {
                         const V a = gate(0);
@@ -382,6 +398,7 @@ void backward(const Call& call, const void* packed, const Item& item, char* scra
     const int64_t panel_size = panel_elements<cell, Elem>(call);
     const Real* outputs = static_cast<const Real*>(call.outputs);
     const Elem* kept = static_cast<const Elem*>(call.gates);
+    const Kept<Elem> where(call);
     const Elem* cells = static_cast<const Elem*>(call.cells);
     const Real* h_0 = static_cast<const Real*>(call.h_0);
     const Real* c_0 = static_cast<const Real*>(call.c_0);
@@ -460,11 +477,12 @@ void backward(const Call& call, const void* packed, const Item& item, char* scra
                     }
                     if (row >= run) return store(direct, dh);  // over, or in reverse not begun
                     const int64_t at = t * batch + item.columns[row];
+                    const Elem* keep = blocks == 4 ? kept + where.at(t, item.columns[row], unit) : nullptr;
                     if (ahead) {
                         const int64_t next = at + ahead;
                         if ((unit * sizeof(Elem)) % 64 == 0)
                             for (int g = 0; g < blocks; ++g) {
-                                if (blocks == 4) __builtin_prefetch(kept + (next * blocks + g) * hidden + unit, 0, 2);
+                                if (blocks == 4) __builtin_prefetch(keep + ahead * 4 * hidden + g * where.apart, 0, 2);
                                 __builtin_prefetch(d_gates + (next * blocks + g) * hidden + unit, 1, 2);
                             }
                         __builtin_prefetch(d_outputs + next * hidden + unit, 0, 2);
@@ -476,9 +494,8 @@ void backward(const Call& call, const void* packed, const Item& item, char* scra
                     dh += load<whole, Real>(d_outputs + at * hidden + unit, n);
                     V da[blocks];
                     if constexpr (cell == LSTM) {
-                        const Elem* keep = kept + at * 4 * hidden + unit;
-                        const V i_gate = load<whole, Real>(keep, n), f_gate = load<whole, Real>(keep + hidden, n);
-                        const V g_gate = load<whole, Real>(keep + 2 * hidden, n), o_gate = load<whole, Real>(keep + 3 * hidden, n);
+                        const V i_gate = load<whole, Real>(keep, n), f_gate = load<whole, Real>(keep + where.apart, n);
+                        const V g_gate = load<whole, Real>(keep + 2 * where.apart, n), o_gate = load<whole, Real>(keep + 3 * where.apart, n);
                         const V now = load<whole, Real>(cells + at * hidden + unit, n);
                         const V was = begins ? load<whole, Real>(c_0 + item.columns[row] * hidden + unit, n)
                                              : load<whole, Real>(cells + (at + earlier * batch) * hidden + unit, n);
@@ -491,9 +508,8 @@ void backward(const Call& call, const void* packed, const Item& item, char* scra
                         da[3] = dh * tanh_c * (o_gate * (1 - o_gate));
                         store(memory, dc * f_gate);
                     } else if constexpr (cell == GRU) {
-                        const Elem* keep = kept + at * 4 * hidden + unit;
-                        const V r = load<whole, Real>(keep, n), z = load<whole, Real>(keep + hidden, n);
-                        const V fresh = load<whole, Real>(keep + 2 * hidden, n), from_h = load<whole, Real>(keep + 3 * hidden, n);
+                        const V r = load<whole, Real>(keep, n), z = load<whole, Real>(keep + where.apart, n);
+                        const V fresh = load<whole, Real>(keep + 2 * where.apart, n), from_h = load<whole, Real>(keep + 3 * where.apart, n);
                         const Real* old = begins ? h_0 + item.columns[row] * hidden : outputs + (at + earlier * batch) * hidden;
                         const V was = load<whole, Real>(old + unit, n);
                         const V d_direct = dh * z;
