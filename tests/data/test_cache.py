@@ -27,7 +27,7 @@ def left(cache: Path) -> list[str]:
 
 def test_an_entry_holds_what_was_made_and_no_more(tmp_path: Path) -> None:
     build_entry(tmp_path / "deep/cache/entry", make, is_whole)
-    assert left(tmp_path / "deep/cache") == ["entry"] and left(tmp_path / "deep/cache/entry") == ["one", "two"]
+    assert left(tmp_path / "deep/cache") == ["entry"] and left(tmp_path / "deep/cache/entry") == ["checksum", "one", "two"]
 
 
 @pytest.mark.parametrize("error", [DataError("no sound"), ValueError("a bug"), KeyboardInterrupt()], ids=repr)
@@ -57,7 +57,7 @@ def test_a_damaged_entry_is_replaced_and_a_whole_one_of_another_job_is_left(tmp_
     entry.mkdir(parents=True)
     (entry / "one").write_text("half")
     build_entry(entry, make, is_whole)
-    assert (entry / "one").read_text() == "1" and left(entry) == ["one", "two"]
+    assert (entry / "one").read_text() == "1" and left(entry) == ["checksum", "one", "two"]
 
     def beaten(made: Path, beside: Path) -> None:
         make(made, beside)

@@ -470,6 +470,9 @@ def truncate(path: Path) -> None:
         lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace("train", "brain")),
         lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace("unknown", "forgotten")),
         lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "ids.bin").write_bytes((entry / "ids.bin").read_bytes()[:-1] + b"\xff"),
+        lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace('"documents": 0', '"documents": 1')),
+        lambda entry: (entry / "checksum").unlink(),
     ],
 )
 def test_a_damaged_entry_is_made_again(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
