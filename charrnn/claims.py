@@ -192,8 +192,12 @@ class Claim:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Let it be taken by others; done by the end of a `with`."""
         with contextlib.suppress(OSError):  # then it counts until it is stale
-            os.utime(self._path, (0, 0))  # older than any: given up
+            os.utime(self._path, (0, 0))  # older than any
         self._file.close()
 
     def check(self) -> None:

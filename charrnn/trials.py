@@ -98,19 +98,27 @@ class _Worker:
             if trial.name in self.busy or self.is_over(trial):
                 continue
             number = newest.get(trial.name, 0)
-            with interrupt.held():
-                claim = self.claims.take(trial.name, number, step=_step(trial))
-                if claim is None:
-                    continue
-                if self.is_over(trial):  # another has ended it between the look at its record and the claim
-                    with claim:
-                        continue
-            if why := self.hopeless(trial, number):
-                with claim, interrupt.held():
-                    self.note(trial, claim, "failed", why)
-                continue
-            return trial, claim
+            claim = None
+            try:
+                with interrupt.held():
+                    claim = self.claims.take(trial.name, number, step=_step(trial))
+                    if claim is not None and not self.is_given_up(trial, claim):
+                        return trial, claim
+            except KeyboardInterrupt:  # at the end of the block
+                if claim is not None:
+                    claim.give_up()
+                raise
         return None
+
+    def is_given_up(self, trial: Trial, claim: Claim) -> bool:
+        """Whether there is nothing to do of a trial that has just been claimed; the claim is given up then."""
+        over = self.is_over(trial)  # another has ended it between the look at its record and the claim
+        if not over and (why := self.hopeless(trial, claim.number - 1)):
+            self.note(trial, claim, "failed", why)
+            over = True
+        if over:
+            claim.give_up()
+        return over
 
     def is_over(self, trial: Trial) -> bool:
         record = self.record(trial)
