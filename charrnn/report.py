@@ -107,12 +107,16 @@ def pictures_in(path: Path, faults: list[str]) -> list[Picture]:
     """The pictures that lie in a run's directory, such as alignments, but for its curves, which are drawn anew."""
     try:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in KINDS and file.name != CURVES and file.is_file())
-        return [read_picture(file) for file in files]
     except OSError as error:
-        faults.append(f"{error.filename}: cannot be read: {error.strerror or error}")
-    except UserError as error:
-        faults.append(str(error))
-    return []
+        faults.append(f"{path}: cannot be read: {error.strerror or error}")
+        return []
+    found = []
+    for file in files:
+        try:
+            found.append(read_picture(file))
+        except UserError as error:
+            faults.append(str(error))
+    return found
 
 
 def read_picture(path: Path) -> Picture:

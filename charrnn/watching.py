@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from charrnn.errors import UserError, printable
+from charrnn.heartbeat import Ending
 from charrnn.journal import Journal, Limits, cost_key, seconds_to_go, unit_of
+from charrnn.lock import is_held
 from charrnn.plain_yaml import parse_yaml
 from charrnn.ranking import less_is_better
-from charrnn.run_files import LOCK, METRICS
+from charrnn.run_files import HEARTBEAT, LOCK, METRICS
 from charrnn.tables import duration, sparkline
 
-HEARTBEAT = "heartbeat.json"
-ENDED = ("finished", "already_finished", "early_stopped", "interrupted", "terminated", "diverged", "failed", "crashed", "stopped")
+ENDED = (*get_args(Ending), "failed")
 QUIET = 120.0  # seconds without a word, after which a run that no job holds is taken for ended, and of another the silence is told
 SMALL = 1 << 20  # bytes of a file that is read here besides metrics.jsonl
 WIDE = 24  # columns of a sparkline
@@ -91,10 +91,10 @@ class View:
 
     def ending(self, now: float) -> str:
         """How the run has ended, in words; empty where it goes on, or may."""
+        if self.holder:  # also where the heartbeat is still that of the job before
+            return ""
         if self.heartbeat and self.heartbeat.state in ENDED:
             return self.heartbeat.state.replace("_", " ") + (f": {printable(self.heartbeat.why)}" if self.heartbeat.why else "")
-        if self.holder:
-            return ""
         if self.progress() >= 1:
             return "finished"
         silent = now - self.written if math.isfinite(self.written) else math.inf
@@ -180,20 +180,10 @@ def _holder(run: Path) -> str:
     if text is None:
         return ""
     named = _HOLDER.fullmatch(text)
-    # A job that was killed leaves its lock behind; on another machine nobody can tell.
-    if named and named[2] == platform.node() and os.name == "posix" and not _is_alive(int(named[1])):
+    # A job that was killed leaves its file behind, and no lock on it; what another machine has locked cannot be asked of everywhere.
+    if named and named[2] == platform.node() and not is_held(run / LOCK):
         return ""
     return printable(text) or "a job"
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _beginning(path: Path) -> str | None:

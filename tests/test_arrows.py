@@ -73,7 +73,7 @@ LEFT = {
     "plots": "ranking journal metrics chart",
     "gallery": "data captioning page",
     "report": "ranking plain_yaml journal model_file run_files page chart",
-    "watching": "ranking plain_yaml journal tables run_files",
+    "watching": "ranking plain_yaml lock heartbeat journal tables run_files",
     "finetuning": "config data models checkpoint",
     "training": "atomic distributed paths model_file run_files "
     "config journal metrics device interrupt heartbeat gradients planning data optimization checkpoint run_directory run_state novelty "
