@@ -93,7 +93,7 @@ MISTAKES = {
     "run: s\ngrid: {lstm_size: [8], model.hidden_size: [8]}": "sweep.yaml: grid: model.hidden_size: model.hidden_size stands there twice",
     "run: s\ngrid: {run: [a, b]}": "sweep.yaml: grid: run: each trial has a directory of its own already; take it out",
     "run: s\ngrid: {seed: [2024-01-05]}": "expected numbers, text, true, false, null, or lists of them",
-    "run: s\ngrid: {seed: &a [*a]}": "expected numbers, text, true, false, null, or lists of them",
+    "run: s\ngrid: {seed: &a [*a]}": "sweep.yaml: line 2, column 14: a reference names what it is a part of; write it out",
     "run: s\ngrid: {seed: [1, 2]\n": "sweep.yaml: line 3, column 1: not valid YAML",
     "run: s\ngrid: {model.bidirectional: [false, true]}": "a language model that reads from both sides has read its own answer",
     "run: s\ngrid: {seed: ["
