@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -152,7 +153,7 @@ def separated(delimiter: str) -> Tolerant:
                 return
             if row and not header:
                 header = row
-                twice = next((column for column in row if row.count(column) > 1), None)
+                twice = next((column for column, count in Counter(row).items() if count > 1), None)
                 if twice is not None:
                     raise DataError(f"{name}: line {at}: two columns are called {short(twice)}; expected a header of different names")
                 if delimiter == "," and len(row) == 1 and ";" in row[0] and row[0] != config.field:  # as spreadsheets write it in Europe
