@@ -63,7 +63,9 @@ LEFT = {
     "training": "atomic paths model_file "
     "config metrics device interrupt gradients planning data optimization checkpoint run_directory run_state novelty "
     "threads tasks evaluation finetuning",
-    "cli": "atomic paths options model_file run_directory engine "
+    "web": "options engine data constraints texts generation verse models checkpoint device "
+    "filling classifying tagging captioning transcribing",
+    "cli": "web atomic paths options model_file run_directory engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning gallery decoding plots tables fetching inspecting verse search",
     "__main__": "cli",

@@ -28,6 +28,7 @@ LESS_MEMORY = {
     "classify": "set --device cpu, or end other programs",
     "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
     "caption": "lower --beam or --num, or set --device cpu",
+    "serve": "serve fewer models, or set --device cpu",
 }
 
 # As `charrnn --help` lists them: each a function of a module here, or the commands of one.
@@ -41,6 +42,7 @@ COMMANDS = {
     "tag": "tag.tag",
     "transcribe": "transcribe.transcribe",
     "caption": "caption.caption",
+    "serve": "serve.serve",
     "info": "info.info",
     "backends": "info.backends",
     "data": "data.app",
