@@ -263,7 +263,7 @@ class NativeEngine:
 
     def draw(self, texts: Texts) -> Generator[list[list[int]], None, None]:
         library, options, rows = _library(), texts.options, len(texts.seeds)
-        _check(library.charrnn_decoder_begin(self._decoder))
+        self.begin()
         self._read(opening(texts.vocabulary, texts.prime_ids))
         prime = _ids(texts.prime_ids)
         seeds = (ctypes.c_uint64 * rows)(*texts.seeds)
@@ -294,8 +294,16 @@ class NativeEngine:
 
     def log_shares(self, ids: Sequence[int]) -> Any:
         """Natural logarithms of all shares after each of the ids, read from the beginning: float32 (T, V) by rows, as ctypes has them."""
-        found = (ctypes.c_float * (len(ids) * len(self.vocabulary)))()
+        self.begin()
+        return self.read_on(ids)
+
+    def begin(self) -> None:
+        """Forget all that was read."""
         _check(_library().charrnn_decoder_begin(self._decoder))
+
+    def read_on(self, ids: Sequence[int]) -> Any:
+        """What `log_shares` tells, behind what was read before; a text may be read piece by piece."""
+        found = (ctypes.c_float * (len(ids) * len(self.vocabulary)))()
         _check(_library().charrnn_decoder_read(self._decoder, _ids(ids), len(ids), 0, 1, found))
         return found
 

@@ -20,7 +20,7 @@ from torch import nn
 from charrnn.data.batch import IGNORED
 from charrnn.data.documents import assembled, split_documents
 from charrnn.data.formats import Reading
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary, framed
 from charrnn.evaluation import WINDOW, surprisal
 from charrnn.metrics import Tally
 from charrnn.sampling import evaluating
@@ -98,7 +98,7 @@ def _block(coming: Iterator[Document]) -> list[Document]:
 def _score(documents: list[Document], model: nn.Module, vocabulary: Vocabulary) -> list[Score]:
     """Documents of like length, padded on the right: what a column reads after its end is not asked for, and changes nothing before."""
     device = next(model.parameters()).device
-    texts = [_frame(vocabulary, document.text) for document in documents]
+    texts = [framed(vocabulary, document.text) for document in documents]
     length = max(map(len, texts)) - 1
     text = np.full((length + 1, len(texts)), vocabulary.unknown, dtype=np.int64)  # (T + 1, B): unknown, the padding is not scored
     for column, ids in enumerate(texts):
@@ -127,11 +127,3 @@ def _score(documents: list[Document], model: nn.Module, vocabulary: Vocabulary) 
         )
         for column, document in enumerate(documents)
     ]
-
-
-def _frame(vocabulary: Vocabulary, text: str) -> list[int]:
-    """The ids of a document with what stands before and behind it: the first of them is read, and the others are predicted."""
-    ids = vocabulary.encode(text)
-    if vocabulary.end is not None:
-        return [vocabulary.end, *ids, vocabulary.end]
-    return [vocabulary.id("\n"), *ids] if "\n" in vocabulary else ids

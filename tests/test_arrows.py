@@ -80,7 +80,9 @@ LEFT = {
     "threads tasks evaluation finetuning feeding cuda_graph",
     "tensorboard": "run_files training",
     "trials": "atomic distributed journal metrics ops interrupt lock claims runs sweep training",
-    "cli": "tensorboard atomic paths exits interrupt journal options model_file run_files run_directory runs sweep trials engine "
+    "web": "options engine data constraints texts generation verse models checkpoint device "
+    "filling classifying tagging captioning transcribing",
+    "cli": "web tensorboard atomic paths exits interrupt journal options model_file run_files run_directory runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
     "filling classifying tagging transcribing captioning page chart gallery report watching decoding plots tables fetching "
     "inspecting verse search",

@@ -29,6 +29,7 @@ LESS_MEMORY = {
     "classify": "set --device cpu, or end other programs",
     "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
     "caption": "lower --beam or --num, or set --device cpu",
+    "serve": "serve fewer models, or set --device cpu",
 }
 
 # As `charrnn --help` lists them: each a function of a module here, or the commands of one.
@@ -45,6 +46,7 @@ COMMANDS = {
     "plot": "seeing.plot",
     "report": "seeing.report",
     "watch": "seeing.watch",
+    "serve": "serve.serve",
     "info": "info.info",
     "backends": "info.backends",
     "runs": "runs.app",

@@ -75,6 +75,11 @@ def load_image(path: Path, size: int) -> Pixels:
     return _read(path, lambda picture: _square(picture, size))
 
 
+def dimensions(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, by a picture's header alone. Raises DataError as `load_image` does."""
+    return _read(path, lambda picture: (int(picture.width), int(picture.height)))
+
+
 def thumbnail(path: Path, most: int) -> bytes:
     """The whole of a picture, read as by `load_image`, as a JPEG of at most so many pixels a side, without what else its file tells.
 

@@ -132,6 +132,14 @@ def opening(vocabulary: Vocabulary, prime_ids: Sequence[int]) -> list[int]:
     return list(prime_ids) or [vocabulary.id(start)]
 
 
+def framed(vocabulary: Vocabulary, text: str) -> list[int]:
+    """The ids of a document with what stands before and behind it: the first of them is read, and the others are predicted."""
+    ids = vocabulary.encode(text)
+    if vocabulary.end is not None:
+        return [vocabulary.end, *ids, vocabulary.end]
+    return [vocabulary.id("\n"), *ids] if "\n" in vocabulary else ids
+
+
 @dataclass(frozen=True)
 class Primed:
     """A prime as the model will read it."""
