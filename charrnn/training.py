@@ -26,14 +26,14 @@ from charrnn.cuda_graph import Eager, choose_stepper
 from charrnn.data.batch import Batch
 from charrnn.device import float32_products, keep_freed_memory, resolve_device, resolve_precision, seeded
 from charrnn.distributed import ALONE, CALM, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
-from charrnn.errors import ConfigError, UserError, did_you_mean, listed
+from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean, listed
 from charrnn.evaluation import measure, metrics_of
 from charrnn.feeding import feed
 from charrnn.gradients import Carried, Shards
 from charrnn.interrupt import Interrupt
 from charrnn.journal import Limits
 from charrnn.metrics import Tally
-from charrnn.model_file import find_model
+from charrnn.model_file import find_model, read_header
 from charrnn.novelty import keep_text
 from charrnn.optimization import Average, LossWatch, Schedule, build_optimizer, load_optimizer
 from charrnn.paths import user_path
@@ -180,6 +180,8 @@ def _train(
         _go_on(trainer, reporter)
         if ended := trainer.already_finished():
             ranks.on_first(lambda: _keep_text(task, run))
+            if ranks.from_first(_is_behind(run, ended.steps)):
+                trainer.save()
             reporter.done(ended)
             return ended
 
@@ -198,6 +200,14 @@ def _train(
     outcome = trainer.train()
     reporter.done(outcome)
     return outcome
+
+
+def _is_behind(run: RunDirectory, step: int) -> bool:
+    """Whether a run was killed between its last state and the model of the same step."""
+    try:
+        return read_header(run.last).metadata.get("step") != str(step)
+    except CheckpointError:
+        return True
 
 
 def _go_on(trainer: Trainer, reporter: Reporter) -> None:

@@ -511,6 +511,22 @@ def test_a_resumed_run_keeps_its_weights_and_says_so(settings: Settings, tmp_pat
     assert note not in listener.notes
 
 
+@pytest.mark.parametrize("left", ["nothing", "an older one", "half of it"])
+def test_a_finished_run_that_was_killed_before_its_last_model_gets_it(settings: Settings, tmp_path: Path, left: str) -> None:
+    """Between the state of the last step and the model of the same step."""
+    train(settings(max_steps=15), reporter=Listener())
+    older = (tmp_path / "run/last.safetensors").read_bytes()
+    train(settings(), resume=True, reporter=Listener())
+    whole = load_model(tmp_path / "run/last.safetensors")
+    (tmp_path / "run/last.safetensors").unlink()  # and not written over: the weights of `whole` are mapped from it
+    if left != "nothing":
+        (tmp_path / "run/last.safetensors").write_bytes(older if left == "an older one" else older[:100])
+    assert train(settings(), resume=True, reporter=Listener()).status == "already_finished"
+    mended = load_model(tmp_path / "run/last.safetensors")
+    assert (mended.step, mended.metrics) == (20, whole.metrics)
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in mended.weights.items())
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [

@@ -404,6 +404,8 @@ def _each(write: Callable[[Placed], list[Fault]], chunks: list[Placed], workers:
             yield waiting.pop(0).result()
             waiting += [pool.submit(write, chunk) for chunk in itertools.islice(rest, 1)]
     except BrokenProcessPool:
+        for process in list((pool._processes or {}).values()):
+            process.kill()  # the pool asks them to go and waits, which took more than two minutes on a crowded machine
         remedy = "set data.images.workers: 1; a script of your own has to begin its work below `if __name__ == '__main__':`"
         raise DataError(f"data.images.workers {workers}: a process that decoded pictures has died; {remedy}") from None
     finally:
