@@ -45,3 +45,12 @@ class Heartbeat:
         who = {"time": time.time(), "host": platform.node(), "pid": os.getpid()}
         where = {"step": step, "progress": min(1.0, progress), "state": state, "why": why}
         write_atomically(self.path, (json.dumps(who | where) + "\n").encode())
+
+
+def says_running(path: Path) -> bool:
+    """Whether a heartbeat.json that can be read says that its run is at work: it may be that of a job that was killed."""
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("state") == "running"

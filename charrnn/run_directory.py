@@ -152,6 +152,15 @@ class RunDirectory:
         command = f"charrnn train --config {self.config} --resume"
         write_atomically(self.config, f"# Written by charrnn {__version__}. To go on with this run: {command}\n{config.to_yaml()}".encode())
 
+    def sweep(self) -> None:
+        """Take away what a killed job was in the middle of writing. Raises WriteError."""
+        try:
+            for file in list(self.path.iterdir()):
+                if is_partial(file):
+                    file.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
     def append_metrics(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         self._append(METRICS, json.dumps(sayable(values)) + "\n")

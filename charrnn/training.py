@@ -180,8 +180,7 @@ def _train(
         _go_on(trainer, reporter)
         if ended := trainer.already_finished():
             ranks.on_first(lambda: _keep_text(task, run))
-            if ranks.from_first(_is_behind(run, ended.steps)):
-                trainer.save()
+            trainer.tidy()
             reporter.done(ended)
             return ended
 
@@ -203,7 +202,7 @@ def _train(
 
 
 def _is_behind(run: RunDirectory, step: int) -> bool:
-    """Whether a run was killed between its last state and the model of the same step."""
+    """Whether the model was not written any more after the last state."""
     try:
         return read_header(run.last).metadata.get("step") != str(step)
     except CheckpointError:
@@ -711,6 +710,15 @@ class Trainer:
 
     def already_finished(self) -> Outcome | None:
         return self._outcome("already_finished") if self._ended() and self.counters.evaluated == self.counters.step else None
+
+    def tidy(self) -> None:
+        """Finish what a job that was killed between the state of its last step and its end has left undone."""
+        if self.ranks.from_first(_is_behind(self.run, self.counters.step)):
+            self.save()
+        self.ranks.on_first(self.run.sweep)
+        ended = self._ended()
+        if ended and heartbeat.says_running(self.run.heartbeat):
+            self.beat(ended)
 
     def seconds(self) -> float:
         """Of training, evaluations and resumed runs included; in several processes as they last agreed."""

@@ -519,11 +519,16 @@ def test_a_finished_run_that_was_killed_before_its_last_model_gets_it(settings: 
     train(settings(), resume=True, reporter=Listener())
     whole = load_model(tmp_path / "run/last.safetensors")
     (tmp_path / "run/last.safetensors").unlink()  # and not written over: the weights of `whole` are mapped from it
+    (tmp_path / "run/.heartbeat.json.123.partial").write_text("half")
+    beat = json.loads((tmp_path / "run/heartbeat.json").read_text())
+    (tmp_path / "run/heartbeat.json").write_text(json.dumps(beat | {"state": "running"}))
     if left != "nothing":
         (tmp_path / "run/last.safetensors").write_bytes(older if left == "an older one" else older[:100])
     assert train(settings(), resume=True, reporter=Listener()).status == "already_finished"
     mended = load_model(tmp_path / "run/last.safetensors")
     assert (mended.step, mended.metrics) == (20, whole.metrics)
+    assert json.loads((tmp_path / "run/heartbeat.json").read_text())["state"] == "finished"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == set(FILES)
     assert all(torch.equal(weight, whole.weights[name]) for name, weight in mended.weights.items())
 
 
