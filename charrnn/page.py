@@ -50,6 +50,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 summary { cursor: pointer; }
+summary, caption, figcaption, dt, dd, li, p { overflow-wrap: anywhere; }
 """ + "\n".join(
     [
         *(f".s{step} {{ background: {colour}; }}" for step, colour in enumerate(_LIGHT)),

@@ -391,7 +391,7 @@ section { scroll-margin-top: .5rem; }
 .samples li { padding: .35rem 0; border-bottom: 1px solid var(--line); }
 .samples pre, .card > details > pre { margin-top: .4rem; padding: .6rem .8rem; background: var(--page); border-radius: .4rem; }
 .card > details { margin: .5rem 0; }
-.compared th, .compared td { overflow-wrap: anywhere; min-width: 5.5rem; max-width: 22rem; }
+.compared th, .compared td { overflow-wrap: anywhere; min-width: 8.5rem; max-width: 22rem; }
 .compared td { font-variant-numeric: tabular-nums; }
 .group { padding-top: .9rem; color: var(--quiet); }
 caption { text-align: left; padding-bottom: .3rem; }

@@ -82,12 +82,16 @@ class View:
 
     def progress(self) -> float:
         """0..1 of the run; NaN where nothing limits it and it says nothing."""
-        if self.heartbeat and math.isfinite(self.heartbeat.progress):
-            return min(1.0, max(0.0, self.heartbeat.progress))
-        end = self.journal.at_end()
+        said = self.heartbeat.progress if self.heartbeat else math.nan  # of a while ago, or ahead of the last report
+        known = [part for part in (said, self._reported()) if math.isfinite(part)]
+        return min(1.0, max(0.0, *known)) if known else math.nan
+
+    def _reported(self) -> float:
+        """How far the run had come at its last report; NaN where nothing limits it."""
         if not any(self.limits):
             return math.nan
-        return min(1.0, self.limits.progress(end.get("step", 0.0), end.get("epoch", 0.0), end.get("seconds", 0.0)))
+        end = self.journal.at_end()
+        return self.limits.progress(end.get("step", 0.0), end.get("epoch", 0.0), end.get("seconds", 0.0))
 
     def ending(self, now: float) -> str:
         """How the run has ended, in words; empty where it goes on, or may."""
@@ -108,7 +112,8 @@ class View:
 
     def _time(self) -> str:
         seconds = self.journal.at_end().get("seconds", 0.0)
-        left = seconds_to_go(self.progress(), seconds)
+        reported = self._reported()  # at these seconds
+        left = seconds_to_go(reported if math.isfinite(reported) else self.progress(), seconds)
         return duration(seconds) + (f", {duration(left)} to go" if left else "")
 
     def line(self) -> str:

@@ -141,7 +141,7 @@ def _follow(view: View) -> None:
     from charrnn.watching import View
 
     live = sys.stdout.isatty()
-    height, shown = 0, ""
+    height, shown = 0, (0, 0)
     while True:
         now = time.time()
         ending = view.ending(now)
@@ -153,9 +153,9 @@ def _follow(view: View) -> None:
             up = f"\x1b[{height}A" if height else ""
             typer.echo(up + "".join(f"\x1b[2K{line}\n" for line in cut) + ("\x1b[J" if height else ""), nl=False)
             height = len(cut)
-        elif (line := view.line()) != shown:
-            typer.echo(line)
-            shown = line
+        elif view.stamp != shown and view.journal.lines:
+            typer.echo(view.line())
+            shown = view.stamp
         if ending:
             if not live:
                 typer.echo(f"{printable(str(view.run))}: {ending}")
