@@ -30,3 +30,13 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small models, one of each task, as `tests.web.playing` has them."""
+    from tests.web.playing import make_models
+
+    folder = tmp_path_factory.mktemp("playground")
+    make_models(folder)
+    return folder

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from charrnn.web.hosted import Called, Hosted
 
 TOKEN_BYTES = 24  # of one that is made here
+BACKLOG = 256  # connections that wait to be taken
 SHORTEST = 16  # characters of one that a person makes
 
 
@@ -46,7 +47,7 @@ def serve(
     alone = is_loopback(host)
     if not alone and token is None:
         token = secrets.token_urlsafe(TOKEN_BYTES)
-    served = _all_hosted(models, device)
+    served = hosted_models(models, device)
     names = frozenset() if alone else frozenset(name.lower() for name in (host, socket.gethostname(), socket.getfqdn()))
     listening = _bound(host, port)
     with listening:
@@ -68,7 +69,7 @@ def _require_web() -> None:
         raise UserError("charrnn serve: needs starlette and uvicorn, which are not installed; pip install 'charrnn[web]'") from None
 
 
-def _all_hosted(models: list[str] | None, device: str) -> list[Hosted]:
+def hosted_models(models: list[str] | None, device: str) -> list[Hosted]:
     """Each under a name of its own: that of its run or file, with a number behind it where another has that."""
     from charrnn.model_file import find_model
     from charrnn.web.hosted import Called
@@ -114,6 +115,7 @@ def _bound(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen(BACKLOG)  # who comes as soon as the address is told has to wait, and is not turned away
         except OSError:
             listening.close()
             raise

@@ -200,6 +200,7 @@ class Events(Response):
     def __init__(self, playground: Playground, writing: Writing, model: Writer, pace: float | None, seats: Seats) -> None:
         super().__init__(media_type="text/event-stream")
         self._playground, self._writing, self._model, self._pace, self._seats = playground, writing, model, pace, seats
+        self._seated = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -209,6 +210,12 @@ class Events(Response):
                     await self._write(send)
                     tasks.cancel_scope.cancel()
         finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Make room for another text; once."""
+        if self._seated:
+            self._seated = False
             try:
                 await self._playground.ended(self._writing)
             finally:
@@ -224,6 +231,7 @@ class Events(Response):
         await event("start", _told(self._model, self._writing))
         began, count, reason = time.monotonic(), 0, "end"
         most = limits.EVENT if self._pace is None else max(1, min(limits.EVENT, round(self._pace / limits.EVENTS)))
+        last: tuple[str, Answer] | None = None
         try:
             while (piece := await self._playground.turn(partial(self._writing.more, most))) is not None:
                 count += len(piece.text)
@@ -235,9 +243,9 @@ class Events(Response):
                 if self._pace is not None:
                     await anyio.sleep(max(0.0, began + count / self._pace - time.monotonic()))
         except UserError as error:
-            await event("error", {"error": str(error)})
-        else:
-            await event("end", _ending(self._writing, reason, count, time.monotonic() - began))
+            last = "error", {"error": str(error)}
+        await self._leave()  # who has read the last event may ask for the next text at once
+        await event(*(last or ("end", _ending(self._writing, reason, count, time.monotonic() - began))))
         await send({"type": "http.response.body", "body": b""})
 
 

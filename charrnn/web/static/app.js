@@ -162,6 +162,7 @@ async function run(work) {
   running = own;
   clear();
   busy(true);
+  if ($("result").getBoundingClientRect().top > innerHeight - 100) $("result").scrollIntoView(); // on a phone it is below the form
   try {
     await work(own.signal);
   } catch (error) {
@@ -258,11 +259,11 @@ async function fill(signal) {
     });
     item.append(made("span", "share", share(filling.probability)));
   }
-  const rows = told.blanks.map((blank, at) => [
-    `blank ${at + 1}`,
-    blank.choices.map(({ char, probability }) => `${shownSpace(char)} ${share(probability)}`).join("   "),
-  ]);
-  table(["each alone", "choices"], rows);
+  const rows = told.blanks.map((blank, at) => {
+    const choices = blank.choices.map(({ char, probability }) => say(made("span"), `${shownSpace(char)} ${share(probability)}`));
+    return [`blank ${at + 1}`, choices];
+  });
+  table(["alone", "would most likely be"], rows);
   ready(told.fillings[0]?.text ?? "");
   say($("spoken").appendChild(made("p")), told.fillings.map((one) => `${one.text}, ${share(one.probability)}`).join("; "));
 }
@@ -279,7 +280,7 @@ function table(titles, rows) {
     const line = body.appendChild(made("tr"));
     for (const cell of row) {
       const at = line.appendChild(made("td"));
-      if (cell instanceof Node) at.append(cell);
+      if (typeof cell !== "string") at.append(...[cell].flat());
       else say(at, cell);
     }
   }
@@ -294,7 +295,7 @@ async function classify(signal) {
     meter.setAttribute("aria-label", `probability of ${label}`);
     return [label, meter, share(probability)];
   });
-  table(["label", "probability", ""].slice(0, 2).concat("share"), rows);
+  table(["label", "probability", "in %"], rows);
   ready(told.label);
   say($("spoken").appendChild(made("p")), `${told.label}, ${share(told.labels[0].probability)}`);
 }
@@ -406,7 +407,7 @@ const VALUES = {
   temperature: (v) => (v === 0 ? "0 (greedy)" : v.toFixed(2)),
   "top-p": (v) => (v >= 1 ? "off" : v.toFixed(2)),
   "top-k": (v) => (v === 0 ? "off" : String(v)),
-  pace: (v) => (PACES[v] === null ? "fastest" : `${PACES[v]} a second`),
+  pace: (v) => (PACES[v] === null ? "fastest" : `${PACES[v]}/s`),
 };
 
 function tellValue(slider) {
