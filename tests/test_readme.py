@@ -37,12 +37,8 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 
 def test_there_are_commands_of_every_kind() -> None:
     told = {line.split()[1] for line in OURS}
-<<<<<<< HEAD
     assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe", "caption"}
-    assert told >= {"plot", "report", "watch"}
-=======
-    assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe", "caption", "serve"}
->>>>>>> 306af2c (Tests of the playground, as a program and in a browser; its benchmark; a seat is free before a text's last event)
+    assert told >= {"plot", "report", "watch", "serve"}
 
 
 @pytest.mark.parametrize("line", OURS)

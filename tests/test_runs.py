@@ -30,6 +30,7 @@ from charrnn.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 HERE = platform.node()
+MADE = ("config.yaml", "best.safetensors", "last.safetensors", "last.state.pt", "metrics.jsonl", "samples.txt", HEARTBEAT)  # by `make`
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [name for name in FILES if name not in ("samples.txt", PREVIOUS_STATE)])
+@pytest.mark.parametrize("name", [name for name in MADE if name != "samples.txt"])
 def test_a_damaged_file_is_a_line_and_nothing_waits(name: str, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = make("runs/a", state="finished")
     make("runs/b", state="finished")
@@ -286,7 +287,7 @@ def test_prune_never_touches_a_run_at_work_nor_what_is_not_ours(capsys: pytest.C
     ]
     left = sorted(str(path.relative_to(mixed)) for path in mixed.rglob("*"))
     assert left == ["notes.txt", "samples.txt", "tensorboard", "tensorboard/mine.txt"]
-    assert all({*FILES} - {PREVIOUS_STATE} <= {file.name for file in path.iterdir()} for path in (running, remote, theirs))
+    assert all(set(MADE) <= {file.name for file in path.iterdir()} for path in (running, remote, theirs))
 
 
 def test_a_job_that_begins_meanwhile_is_left_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +306,7 @@ def test_a_job_that_begins_meanwhile_is_left_alone(capsys: pytest.CaptureFixture
     _, out, err = said(capsys, "prune", "--failed", "--yes")
     held.__exit__(None, None, None)
     assert out == "0 bytes freed\n" and err == "charrnn: warning: runs/a: left, for a job has begun in it\n"
-    assert {*FILES} - {PREVIOUS_STATE} <= {file.name for file in path.iterdir()}
+    assert set(MADE) <= {file.name for file in path.iterdir()}
 
 
 def test_what_a_sweep_has_noted_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
