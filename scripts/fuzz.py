@@ -11,6 +11,7 @@ and a case follows from kind, seed and number alone: --only runs one of them in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gzip
 import io
@@ -794,6 +795,69 @@ class Recordings(Manifests):
         return name, how, spoilt(whole, rng) if how == "bytes" else bomb(self.marker, rng)
 
 
+# Runs
+
+
+class Runs:
+    """The files of a run directory, as `charrnn runs`, `watch`, `report` and `info` look at them."""
+
+    def __init__(self, folder: Path, marker: Path) -> None:
+        self.folder, self.marker = folder, marker
+        self.made = States(folder, marker).run.path
+        reports = [
+            {"step": step, "epoch": 0.1 * step, "seconds": step / 7, "chars": 9 * step, "nats_per_char": 3 / step} for step in range(1, 40)
+        ]
+        told = [{"val_nats_per_char": 2.5, "val_bits_per_char": 3.6, **report} for report in reports[::5]]
+        beat = {"time": 1.7e9, "host": "here", "pid": 1, "step": 3, "progress": 0.5, "state": "failed", "why": "x"}
+        (self.made / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reports + told))
+        (self.made / "samples.txt").write_text("=== step 3 ===\nthe cat\n\n" * 9)
+        (self.made / "heartbeat.json").write_text(json.dumps(beat) + "\n")
+        self.bases = {path.name: path.read_bytes() for path in self.made.iterdir() if path.is_file()}
+
+    def case(self, rng: random.Random) -> Case:
+        for name, content in self.bases.items():
+            (self.made / name).write_bytes(content)
+        name = rng.choice([*self.bases, "metrics.jsonl", "metrics.jsonl", "config.yaml", "heartbeat.json", "samples.txt"])
+        content = self.bases[name]
+        match rng.randrange(4):
+            case 0 | 1:
+                how, content = "bytes", spoilt(content, rng, list(self.bases.values()))
+            case 2 if name in ("metrics.jsonl", "heartbeat.json"):
+                how = "values"
+                lines = [somewhere(json.loads(line), rng, lambda value: strange(rng)) for line in content.splitlines()]
+                content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            case _:
+                yaml = [text.encode("utf-8", "surrogatepass") for text in hostile_yaml(rng)]
+                how, content = "hostile", rng.choice([hostile_text(name, rng, self.marker), rng.choice(yaml), bomb(self.marker, rng)])
+        (self.made / name).write_bytes(content)
+        page = str(self.folder / "page.html")
+        commands = [
+            ["runs", "list", str(self.folder)],
+            ["watch", "--once", str(self.made)],
+            ["report", str(self.made), "--out", page],
+            ["info", str(self.made)],
+        ]
+        chosen = rng.choice(commands)
+        return Case(f"{name}: {how}; charrnn {chosen[0]}", lambda: command(chosen))
+
+
+def command(arguments: list[str]) -> None:
+    """As at the command line. A mistake of the user's is raised as one."""
+    from charrnn.cli import main
+
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    assert code in (0, 2), f"exit code {code}: {said.getvalue()}"
+    if code == 2:
+        errors = [line for line in said.getvalue().splitlines() if not line.startswith("charrnn: warning: ")]
+        assert len(errors) == 1 and errors[0].startswith("charrnn: error: "), said.getvalue()
+        raise UserError(errors[0])
+
+
 KINDS: dict[str, Callable[[Path, Path], Any]] = {
     "checkpoints": Checkpoints,
     "states": States,
@@ -803,6 +867,7 @@ KINDS: dict[str, Callable[[Path, Path], Any]] = {
     "recordings": Recordings,
     "labelled": Labelled,
     "conll": Columns,
+    "runs": Runs,
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts/fuzz.py"
 COUNT = 20
-KINDS = ("checkpoints", "states", "configs", "corpora", "captions", "recordings", "labelled", "conll")
+KINDS = ("checkpoints", "states", "configs", "corpora", "captions", "recordings", "labelled", "conll", "runs")
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
