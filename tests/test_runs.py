@@ -24,7 +24,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.lock import locked
 from charrnn.models import build_architecture
 from charrnn.ranking import BEST_BY
-from charrnn.run_files import FILES, HEARTBEAT, OWN, PREVIOUS_STATE
+from charrnn.run_files import FILES, HEARTBEAT, OWN
 from charrnn.runs import QUIET, Run, find, look
 from charrnn.tasks import TASKS
 
