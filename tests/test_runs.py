@@ -268,6 +268,16 @@ def test_prune_of_states_leaves_the_models(capsys: pytest.CaptureFixture[str]) -
     assert look(done).state == "finished"
 
 
+def test_prune_takes_the_models_that_were_kept_too(capsys: pytest.CaptureFixture[str]) -> None:
+    path = make("runs/a", state="finished")
+    size = look(path).bytes
+    for name in ("step-00000009.safetensors", ".step-00000010.safetensors.123.partial"):
+        (path / name).write_bytes(b"model")
+    assert look(path).bytes == size + 10
+    code, out, err = said(capsys, "prune", "--keep-best", "0", "--yes")
+    assert (code, err) == (0, "") and out.splitlines()[-1] == f"{size + 10:,} bytes freed" and not path.exists()
+
+
 def test_prune_never_touches_a_run_at_work_nor_what_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
     running, remote, mixed, theirs = (make(f"runs/{name}", state="finished") for name in ("running", "remote", "mixed", "theirs"))
     beat(remote, "running", host="elsewhere")
