@@ -29,7 +29,7 @@ PLAN = "sweep.yaml"  # in the folder of a sweep
 KEYS = ("run", "grid", "random")
 DISTRIBUTIONS = ("choice", "uniform", "log_uniform", "int_uniform")
 MOST_TRIALS = 10_000
-LONGEST_NAME = 120  # characters; a file system takes 255 bytes
+LONGEST_NAME, MOST_BYTES = 120, 200  # characters, and what they are on the disk; a file system takes 255 bytes, and claims add some
 DIGITS = 4  # of a number that is drawn: more would mean nothing and make the names long
 DEEPEST = 6  # lists in lists
 DRAWS = 1000  # for a trial that is not one of those before it
@@ -91,7 +91,8 @@ def load_sweep(path: Path, base: Path, overrides: Sequence[str] = ()) -> Sweep:
     width = max(3, len(str(len(points))))
     trials = []
     for number, point in enumerate(points, start=1):
-        name = "-".join([f"{number:0{width}d}", *(f"{labels[key]}={_shown(value)}" for key, value in point.items())])[:LONGEST_NAME]
+        said_of = "-".join([f"{number:0{width}d}", *(f"{labels[key]}={_shown(value)}" for key, value in point.items())])
+        name = said_of[:LONGEST_NAME].encode()[:MOST_BYTES].decode(errors="ignore")
         run = str(Path(folder) / name)
         given = [Given(key, value, place) for key, value in point.items()]
         config = build_config(settings, str(base), [*overrides, *given, Given("run", run, f"{path}: run")])

@@ -54,6 +54,8 @@ def test_names_tell_settings_apart_and_hold_no_path() -> None:
     assert trial.name == "001-data.field=said-audio.field=audio"
     (trial,) = swept(f"run: s\ngrid: {{train.best_by: [{'x' * 500}]}}").trials
     assert len(trial.name) == 120
+    (trial,) = swept(f"run: s\ngrid: {{data.template: ['{'春眠' * 90}']}}").trials
+    assert trial.name.startswith("001-template=春眠") and len(f".{trial.name}.10000.claim.{'0' * 16}.partial".encode()) <= 255
 
 
 def test_a_random_search_is_the_same_for_all_and_lies_where_it_was_told() -> None:
