@@ -268,6 +268,14 @@ def test_prune_of_states_leaves_the_models(capsys: pytest.CaptureFixture[str]) -
     assert look(done).state == "finished"
 
 
+def test_a_mistyped_command_is_not_taken_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = "charrnn: error: charrnn runs: 'prun' is neither a command nor a folder; did you mean 'prune'?\n"
+    assert said(capsys, "prun", "--failed") == (2, "", expected)
+    assert said(capsys, "runs") == (2, "", "charrnn: error: runs: no such folder; name one that holds runs\n")
+    make("prun/a", state="finished")
+    assert said(capsys, "prun")[1].splitlines()[1].startswith("prun/a")
+
+
 def test_prune_takes_the_models_that_were_kept_too(capsys: pytest.CaptureFixture[str]) -> None:
     path = make("runs/a", state="finished")
     size = look(path).bytes

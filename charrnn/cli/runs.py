@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from charrnn.cli.output import json_line, warn
-from charrnn.errors import UserError, counted, printable
+from charrnn.errors import UserError, counted, printable, short
 
 if TYPE_CHECKING:
     from charrnn.runs import Run
@@ -23,6 +25,10 @@ class _Listing(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            # Closer than other hints have to be: `runs`, which is a folder's name, is not far from `prune`.
+            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.8) if args else []
+            if close and not args[0].startswith("-") and not Path(args[0]).exists():
+                raise UserError(f"charrnn runs: {short(args[0])} is neither a command nor a folder; did you mean {close[0]!r}?")
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
