@@ -25,7 +25,7 @@ from charrnn.config import Config, read_config
 from charrnn.cuda_graph import Eager, choose_stepper
 from charrnn.data.batch import Batch
 from charrnn.device import float32_products, keep_freed_memory, resolve_device, resolve_precision, seeded
-from charrnn.distributed import ALONE, CALM, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
+from charrnn.distributed import ALONE, CALM, GRACE_SECONDS, INTERRUPTED, TERMINATED, Ranks, already_told, find_ranks, joined, leaving
 from charrnn.errors import CheckpointError, ConfigError, UserError, did_you_mean, listed
 from charrnn.evaluation import measure, metrics_of
 from charrnn.feeding import feed
@@ -136,6 +136,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, init
         except UserError as error:
             if already_told(error):
                 raise leaving(2) from None
+            if not ranks.first:  # the first one sees the same mistake, mostly, and all are ended when it has told it
+                time.sleep(GRACE_SECONDS)
             raise
 
 
