@@ -23,7 +23,22 @@ from charrnn.lock import Busy, is_held, locked
 from charrnn.model_file import read_header
 from charrnn.plain_yaml import parse_yaml
 from charrnn.ranking import BEST_BY, less_is_better
-from charrnn.run_files import BEST, CONFIG, EVENTS, HEARTBEAT, LAST, LOCK, METRICS, OWN, PREVIOUS_STATE, STATE, WRITTEN_BY, is_partial
+from charrnn.run_files import (
+    BEST,
+    CONFIG,
+    EVENTS,
+    HEARTBEAT,
+    LAST,
+    LOCK,
+    METRICS,
+    OWN,
+    PREVIOUS_STATE,
+    REFUSED,
+    STATE,
+    WRITTEN_BY,
+    is_own,
+    is_partial,
+)
 
 State = Literal[
     "running",
@@ -447,7 +462,7 @@ def removal_of(run: Run, policy: Policy) -> Removal:
     except OSError:
         return Removal(run, (), 0)
     if policy.states:
-        own, foreign = {name: size for name, size in own.items() if name in (STATE, PREVIOUS_STATE)}, []
+        own, foreign = {name: size for name, size in own.items() if name in (STATE, PREVIOUS_STATE, REFUSED)}, []
     return Removal(run, tuple(sorted(own, key=lambda name: (name == CONFIG, name))), sum(own.values()), tuple(sorted(foreign)))
 
 
@@ -496,7 +511,7 @@ def kept(removal: Removal) -> str:
 
 
 def _is_own(name: str) -> bool:
-    return name in OWN or is_partial(Path(name)) or name.startswith(f"{EVENTS}/events.out.tfevents.")
+    return is_own(name) or is_partial(Path(name)) or name.startswith(f"{EVENTS}/events.out.tfevents.")
 
 
 def _made_here(path: Path) -> bool:
