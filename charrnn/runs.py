@@ -33,6 +33,7 @@ from charrnn.run_files import (
     METRICS,
     OWN,
     PREVIOUS_STATE,
+    REFUSED,
     STATE,
     WRITTEN_BY,
     is_own,
@@ -461,7 +462,7 @@ def removal_of(run: Run, policy: Policy) -> Removal:
     except OSError:
         return Removal(run, (), 0)
     if policy.states:
-        own, foreign = {name: size for name, size in own.items() if name in (STATE, PREVIOUS_STATE)}, []
+        own, foreign = {name: size for name, size in own.items() if name in (STATE, PREVIOUS_STATE, REFUSED)}, []
     return Removal(run, tuple(sorted(own, key=lambda name: (name == CONFIG, name))), sum(own.values()), tuple(sorted(foreign)))
 
 

@@ -61,6 +61,7 @@ def trains(line: str) -> bool:
     return line.startswith("charrnn train ") and not re.search(r"--resume|--dry-run|--print-config", line)
 
 
+@pytest.mark.timeout(600)  # some fifty commands, each of them a model trained or used
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("charrnn.web.server.run", lambda app, listening: None)  # `charrnn serve` would not end

@@ -263,8 +263,9 @@ def test_prune_takes_what_all_of_its_flags_ask_for(capsys: pytest.CaptureFixture
 def test_prune_of_states_leaves_the_models(capsys: pytest.CaptureFixture[str]) -> None:
     done, going = make("runs/a", state="finished"), make("runs/b", step=4, state="interrupted")
     (done / "previous.state.pt").write_bytes(b"older")
+    (done / "step-00000003.safetensors").write_bytes(b"kept")
     assert said(capsys, "prune", "--states", "--yes")[1] == "runs/a  last.state.pt, previous.state.pt, 505 bytes\n505 bytes freed\n"
-    assert (done / "best.safetensors").exists() and (done / "last.safetensors").exists() and (going / "last.state.pt").exists()
+    assert (done / "best.safetensors").exists() and (done / "step-00000003.safetensors").exists() and (going / "last.state.pt").exists()
     assert look(done).state == "finished"
 
 
@@ -290,6 +291,7 @@ def test_prune_never_touches_a_run_at_work_nor_what_is_not_ours(capsys: pytest.C
     running, remote, mixed, theirs = (make(f"runs/{name}", state="finished") for name in ("running", "remote", "mixed", "theirs"))
     beat(remote, "running", host="elsewhere")
     (mixed / "notes.txt").write_text("mine")
+    (mixed / "step-00000003.safetensors").write_text("of train.keep")
     (mixed / "samples.txt").unlink()
     (mixed / "samples.txt").symlink_to("/etc/hostname")
     (mixed / "tensorboard").mkdir()
