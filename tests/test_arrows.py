@@ -62,6 +62,10 @@ LEFT = {
     "planning": "config cuda_graph data device gradients ops models tasks",
     "evaluation": "config distributed metrics data sampling tasks",
     "scoring": "data sampling evaluation metrics tasks",
+    "inside": "data ops models sampling evaluation",
+    "nameable": "",
+    "finding": "data ops models inside nameable",
+    "bptt": "ops layers models",
     "classifying": "data metrics tasks",
     "generation": "options randomness data constraints texts sampling",
     "search": "options data sampling constraints",
@@ -70,7 +74,8 @@ LEFT = {
     "captioning": "config options device data models sampling decoding tasks",
     "page": "",
     "chart": "ranking journal page",
-    "plots": "ranking journal metrics chart",
+    "coloured": "tables page inside finding",
+    "plots": "ranking journal metrics chart bptt",
     "gallery": "data captioning page",
     "report": "ranking plain_yaml journal model_file run_files page chart",
     "watching": "ranking plain_yaml lock heartbeat journal tables run_files",
@@ -84,6 +89,7 @@ LEFT = {
     "filling classifying tagging captioning transcribing",
     "cli": "web tensorboard atomic paths exits interrupt journal options model_file run_files run_directory runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
+    "inside finding coloured bptt "
     "filling classifying tagging transcribing captioning page chart gallery report watching decoding plots tables fetching "
     "inspecting verse search",
     "__main__": "interrupt cli",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from charrnn.layers.dropout import drop_weight, dropout
 from charrnn.ops.backends import Weights
 from charrnn.ops.cells import CELLS, State
+from charrnn.ops.explicit import Walked, walk
 from charrnn.ops.recurrence import recurrence
 
 
@@ -24,6 +25,13 @@ class Injection(NamedTuple):
 
     vector: Tensor  # X: (B, J)
     weight: Tensor  # V: (G·H, J), of all gates
+
+
+class Seen(NamedTuple):
+    """What there is to see of a layer that was walked."""
+
+    read: Tensor  # (T, B, I) or (T, B, H)
+    walked: Walked
 
 
 class RecurrentStack(nn.Module):
@@ -147,11 +155,29 @@ class RecurrentStack(nn.Module):
                 written.append(outputs)
                 after.append(final)
             x = torch.cat(written, -1) if self.directions == 2 else written[0]  # (T, B, D·H)
-            if self.layer_norm:
-                x = self.norms[layer](x)
-            if self.residual and read.size(-1) == self.output_size:
-                x = x + read
+            x = self.handed_up(layer, x, read)
         return x, tuple(after) if final_state else ()
+
+    def handed_up(self, layer: int, written: Tensor, read: Tensor) -> Tensor:
+        """What a layer hands up of what it wrote, (T, B, D·H), and read, (T, B, I) or (T, B, D·H)."""
+        if self.layer_norm:
+            written = self.norms[layer](written)
+        return written + read if self.residual and read.size(-1) == self.output_size else written
+
+    @torch.no_grad()
+    def walk(self, x: Tensor, state: tuple[State, ...] | None) -> tuple[Tensor, list[Seen]]:
+        """What `forward` gives in eval mode, and of each layer what it read and all that its steps keep.
+
+        x (T, B, I) and a state a layer (None: zeros) -> outputs (T, B, H) and a Seen a layer. Raises ValueError for two directions.
+        """
+        if self.directions == 2:
+            raise ValueError("a stack of two directions has no order of steps to walk")
+        state = self.initial_state(x.size(1), x) if state is None else state
+        seen: list[Seen] = []
+        for layer, before in enumerate(state):
+            seen.append(Seen(x, walk(self.cell, x, before, self.weights(layer))))
+            x = self.handed_up(layer, seen[-1].walked.outputs, x)
+        return x, seen
 
     def _injected(self, x: Tensor, before: State, weights: Weights, injection: Injection, final_state: bool) -> tuple[Tensor, State]:
         """[W V'] [x_0 ; X] = W x_0 + V' X takes the place of W x_0, in a step by itself, whatever the cell and the backend."""

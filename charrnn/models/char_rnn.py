@@ -136,6 +136,15 @@ class CharRNN(nn.Module):
         """What the head reads, (T, B, W), (B, W) or (N, W), where `forward` gives logits; the rest is as there."""
         if self.pooling is not None and at is not None:
             raise ValueError("a pooled model has one answer a text; leave out `at`")
+        x = self.read(inputs, lengths=lengths, generator=generator)  # (T, B, I)
+        x, state = self.recurrent(x, state, lengths=lengths, final_state=lengths is None, generator=generator)  # (T, B, W)
+        if self.pooling is not None:
+            x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
+        x = self._drop(x, "output", generator)
+        return x.squeeze(0) if self.pooling is not None else x if at is None else x[at], state
+
+    def read(self, inputs: Tensor, *, lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """What the recurrent layers read of inputs (T, B): (T, B, I); the rest is as in `forward`."""
         inputs = self._unknowing(inputs, generator)
         rows = drop_rows(self.embedding.weight, self.dropout.embedding, training=self.training, generator=generator)  # (V, E)
         x = F.embedding(inputs, rows)  # (T, B, E)
@@ -143,12 +152,7 @@ class CharRNN(nn.Module):
             x = x * self.read_scale
         if self.bigrams is not None:
             x = torch.cat([x, self.bigrams(inputs, lengths, dropped=self.dropout.bigrams, generator=generator)], -1)  # (T, B, I)
-        x = self._drop(x, "input", generator)
-        x, state = self.recurrent(x, state, lengths=lengths, final_state=lengths is None, generator=generator)  # (T, B, W)
-        if self.pooling is not None:
-            x = self.pooling(x, lengths).unsqueeze(0)  # (1, B, W)
-        x = self._drop(x, "output", generator)
-        return x.squeeze(0) if self.pooling is not None else x if at is None else x[at], state
+        return self._drop(x, "input", generator)
 
     def _unknowing(self, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """(T, B) -> (T, B), some of it unknown."""

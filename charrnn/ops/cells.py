@@ -37,6 +37,7 @@ class Cell:
 
     name: str
     gates: int
+    gate_names: tuple[str, ...]  # of the first of what a step keeps
     state_names: tuple[str, ...]
     additive: bool
     step: Callable[[Tensor, Tensor | None, State], tuple[State, Kept]]
@@ -111,9 +112,9 @@ def gru_derivative(kept: Kept, state: State, d_state: State) -> tuple[tuple[Tens
 CELLS = {
     cell.name: cell
     for cell in (
-        Cell("rnn_tanh", 1, ("h",), True, rnn_tanh_step, rnn_tanh_derivative),
-        Cell("rnn_relu", 1, ("h",), True, rnn_relu_step, rnn_relu_derivative),
-        Cell("lstm", 4, ("h", "c"), True, lstm_step, lstm_derivative),
-        Cell("gru", 3, ("h",), False, gru_step, gru_derivative),
+        Cell("rnn_tanh", 1, (), ("h",), True, rnn_tanh_step, rnn_tanh_derivative),
+        Cell("rnn_relu", 1, (), ("h",), True, rnn_relu_step, rnn_relu_derivative),
+        Cell("lstm", 4, ("input", "forget", "candidate", "output"), ("h", "c"), True, lstm_step, lstm_derivative),
+        Cell("gru", 3, ("reset", "update", "candidate"), ("h",), False, gru_step, gru_derivative),
     )
 }
