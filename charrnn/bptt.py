@@ -28,6 +28,7 @@ from charrnn.models.char_rnn import CharRNN
 from charrnn.ops.cells import CELLS
 from charrnn.ops.explicit import walk_back
 
+HALVINGS = 10  # down to a thousandth
 TOGETHER = 32  # losses that go back at once: their gradients of a layer's gates are in memory together
 
 
@@ -48,18 +49,26 @@ class Triangle:
         back = self.state.gather(1, (t - d).clamp(min=0))
         return torch.where(d <= t, back / self.state.diagonal().unsqueeze(-1), math.nan)
 
-    def half_life(self) -> float:
-        """The distance, in characters, at which the gradient has halved: the median over the later half of the losses, t ≥ T/2.
+    def fallen(self, halvings: int) -> float:
+        """The distance, in characters, at which the gradient is down to 2^-halvings: the median over the later half of the losses, t ≥ T/2.
 
-        Of one loss it is the first d at which ‖∂E_t/∂s_{t-d}‖ is at most half of ‖∂E_t/∂s_t‖, interpolated between d - 1 and d as if the
-        logarithm fell evenly. Where it has not halved at the beginning of the text it counts as infinite, and so may the median be.
+        Of one loss it is the first d at which ‖∂E_t/∂s_{t-d}‖ is at most that part of ‖∂E_t/∂s_t‖, interpolated between d - 1 and d as if
+        the logarithm fell evenly. Where it is not that low at the beginning of the text it counts as infinite, and so may the median be.
         """
-        lives: list[float] = []
-        for t, row in enumerate(self.decay().tolist()):
-            if 2 * t >= len(self.state) and not math.isnan(row[0]):
-                lives.append(_halved(row[: t + 1]))
-        lives.sort()
-        return lives[(len(lives) - 1) // 2] if lives else math.nan
+        distances = sorted(
+            _first_below(row[: t + 1], halvings)
+            for t, row in enumerate(self.decay().tolist())
+            if 2 * t >= len(self.state) and not math.isnan(row[0])
+        )
+        return distances[(len(distances) - 1) // 2] if distances else math.nan
+
+    def half_life(self) -> float:
+        """In how many characters the gradient halves, in the mean of its first HALVINGS: `fallen` of them, by their number.
+
+        The first halving alone says little of what is remembered: that of an lstm is what ∂E_t/∂h_t loses on its way to the gates, and
+        only then comes the part that goes on through c.
+        """
+        return self.fallen(HALVINGS) / HALVINGS
 
     def reach(self, distance: int) -> float:
         """The median of ‖∂E_t/∂s_{t-d}‖ / ‖∂E_t/∂s_t‖ over the losses that have d characters before them; nan where none has."""
@@ -68,13 +77,13 @@ class Triangle:
         return float(self.decay()[distance:, distance].nanmedian())
 
 
-def _halved(decay: Sequence[float]) -> float:
+def _first_below(decay: Sequence[float], halvings: int) -> float:
     for d in range(1, len(decay)):
-        if decay[d] <= 0.5:
+        if decay[d] <= 2.0**-halvings:
             if decay[d] == 0:
                 return float(d)
             above, below = math.log2(decay[d - 1]), math.log2(decay[d])
-            return d - 1 + (above + 1) / (above - below)
+            return d - 1 + (above + halvings) / (above - below)
     return math.inf
 
 

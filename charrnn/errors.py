@@ -84,6 +84,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def glyph(character: str) -> str:
+    """One character where it stands alone, on an axis or under a picture: blanks as `␣`, a line end as `↵`, nothing, an end, as `␃`."""
+    return {"": "␃", "\n": "↵", "\t": "⇥"}.get(character) or ("␣" if character.isspace() else printable(character))
+
+
 def counted(number: int, thing: str) -> str:
     """`1 file`, `2,000 files`."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")

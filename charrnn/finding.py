@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -117,7 +118,7 @@ def find(
     half, forgotten = length * COLUMNS, min(FORGOTTEN, length // 4)
     halves = [characters[:half], characters[half : 2 * half]]
     ids = [torch.tensor([_id(vocabulary, c) for c in text]).view(COLUMNS, length).T for text in halves]  # (T, COLUMNS)
-    names, features = _features(halves, np.random.default_rng(seed))  # [(name, form)], of each half (N, F, 1 + SHIFTS)
+    names, features = _features(halves, forgotten, np.random.default_rng(seed))  # [(name, form)], of each half (N, F, 1 + SHIFTS)
     columns = [torch.from_numpy(f).float().view(COLUMNS, length, -1).transpose(0, 1) for f in features]  # (T, COLUMNS, F)
     units = [
         Unit(layer, state, number)
@@ -146,18 +147,23 @@ def _id(vocabulary: Vocabulary, character: str) -> int:
     return vocabulary.id(character) if character else vocabulary.end or 0
 
 
-def _features(halves: Sequence[Sequence[str]], chance: np.random.Generator) -> tuple[list[tuple[str, str]], list[np.ndarray]]:
-    """Names with forms, and of each half (N, F · (1 + SHIFTS)): the features of the first kind, then each once more for each shift."""
+def _features(
+    halves: Sequence[Sequence[str]], forgotten: int, chance: np.random.Generator
+) -> tuple[list[tuple[str, str]], list[npt.NDArray[np.float64]]]:
+    """Names with forms, and of each half (N, F · (1 + SHIFTS)): the features of the first kind, then all once more for each shift.
+
+    Of features that vary in what is counted of both halves.
+    """
     told = [nameable(text) for text in halves]
-    names = [
-        (name, form)
-        for name in told[0]
-        if all(numbers[name].std() > 0 for numbers in told)
-        for form in (["n"] if name in YES_OR_NO else FORMS)
-    ]
+    names: list[tuple[str, str]] = []
+    for name in told[0]:
+        for form in ["n"] if name in YES_OR_NO else FORMS:
+            counted = [FORMS[form](numbers[name]).reshape(COLUMNS, -1)[:, forgotten:] for numbers in told]
+            if all(one.std() > 0 for one in counted):
+                names.append((name, form))
     if not names:
         raise UserError("the text has nothing nameable that varies, not even lines; give another with --file")
-    made: list[np.ndarray] = []
+    made: list[npt.NDArray[np.float64]] = []
     for numbers in told:
         straight = np.stack([FORMS[form](numbers[name]) for name, form in names], -1)  # (N, F)
         apart = len(straight) // 10  # from its place at least
@@ -184,9 +190,9 @@ def _found(units: list[Unit], names: list[tuple[str, str]], sums: list[_Sums], t
                 [bool(slopes[u, chosen] > 0) for u in best],
                 [float(fitted[u, chosen]) for u in best],
                 [float(explained[u, chosen]) for u in best],
-                float(explained[:, shifted].max()),
+                float(explained[:, shifted].nan_to_num(0).max()),
                 float(probed[chosen]),
-                float(probed[shifted].max()),
+                float(probed[shifted].nan_to_num(0).max()),
             )
         )
     follows.sort(key=lambda one: -one.explained[0])
@@ -215,5 +221,5 @@ def _together(first: _Sums, second: _Sums) -> Tensor:
     b = torch.linalg.solve(gram, uf / scale.unsqueeze(-1)) / scale.unsqueeze(-1)  # (U, F)
     u2, f2, uu2, uf2, ff2 = second.centred()
     offset = (f2 - f) - (u2 - u) @ b
-    error = ff2 - 2 * (b * uf2).sum(0) + (b * (uu2 @ b)).sum(0) + second.count * offset.square()
+    error: Tensor = ff2 - 2 * (b * uf2).sum(0) + (b * (uu2 @ b)).sum(0) + second.count * offset.square()
     return 1 - error / ff2

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from charrnn.captioning import Caption, Described
 from charrnn.data.images import Pixels, as_jpeg, as_png
-from charrnn.errors import counted, printable
+from charrnn.errors import counted, glyph, printable
 from charrnn.page import data_url, escape
 from charrnn.page import page as framed
 
@@ -92,8 +92,8 @@ def _maps(described: Described, caption: Caption) -> tuple[str, str]:
     assert described.seen is not None
     weights = caption.hypothesis.alignment.numpy()  # (L, Y²)
     tiles = "".join(
-        f'<span><img src="{data_url("png", shade(where, described.seen.shape[-1], described.reduction))}" alt="">{_label(character)}</span>'
-        for where, character in zip(weights, caption.text)
+        f'<span><img src="{data_url("png", shade(where, described.seen.shape[-1], described.reduction))}" alt="">{escape(letter)}</span>'
+        for where, letter in zip(weights, map(glyph, caption.text))
     )
     seen = data_url("jpeg", as_jpeg(described.seen))
     name = f"seen-{hashlib.sha256(seen.encode()).hexdigest()[:16]}"
@@ -118,7 +118,3 @@ def shade(weights: npt.NDArray[np.float32], side: int, reduction: int) -> bytes:
     pixels: Pixels = np.zeros((4, MAP, MAP), dtype=np.uint8)
     pixels[3] = (255 * opacity).round()
     return as_png(pixels)
-
-
-def _label(character: str) -> str:
-    return "␣" if character.isspace() else escape(printable(character))

@@ -90,7 +90,8 @@ def view_of(model: CharRNN, by: By | None, layer: int | None, unit: str | None, 
         return View()
     layer = stack.num_layers - 1 if layer is None else layer
     if not 0 <= layer < stack.num_layers:
-        raise UserError(f"--layer {layer}: the model has {stack.num_layers}; expected 0, which reads the characters, to {stack.num_layers - 1}")
+        expected = f"expected 0, which reads the characters, to {stack.num_layers - 1}"
+        raise UserError(f"--layer {layer}: the model has {stack.num_layers}; {expected}")
     state, number = _unit(unit, stack.hidden_size)
     if by == "cell":
         if gate is not None:

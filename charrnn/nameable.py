@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ TAB = 8  # columns, as Python reads indentation
 FORMS: dict[str, Callable[[Numbers], Numbers]] = {
     "n": lambda n: n,
     "log(1 + n)": np.log1p,
-    **{f"min(n, {most})": (lambda n, most=most: np.minimum(n, most)) for most in (5, 10, 20, 40)},
+    **{f"min(n, {most})": partial(np.minimum, float(most)) for most in (5, 10, 20, 40)},
 }
 YES_OR_NO = ("inside quotes", "behind # on the line", "where rhymes fall")
 

@@ -18,8 +18,8 @@ _JOINERS = "\u200c\u200d"
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 # Backgrounds of surprisal: one hue, so that it reads alike to eyes that see no red or no green, and text upon each is at least 7:1.
-_LIGHT = ("#ffffff", "#fff4e3", "#ffe8c7", "#ffdaa8", "#ffcb88", "#fcba68", "#f5a94c", "#ec9937")
-_DARK = ("#1f1f1e", "#2a2418", "#342916", "#3f2e13", "#4a3310", "#55380d", "#613d0a", "#6d4206")
+SURPRISAL_LIGHT = ("#ffffff", "#fff4e3", "#ffe8c7", "#ffdaa8", "#ffcb88", "#fcba68", "#f5a94c", "#ec9937")
+SURPRISAL_DARK = ("#1f1f1e", "#2a2418", "#342916", "#3f2e13", "#4a3310", "#55380d", "#613d0a", "#6d4206")
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f4f1; --card: #fff; --text: #1b1b1a; --quiet: #5c5c57; --line: #dcdcd6; --bar: #2f6f97;
@@ -52,9 +52,9 @@ th { font-weight: 600; }
 summary { cursor: pointer; }
 """ + "\n".join(
     [
-        *(f".s{step} {{ background: {colour}; }}" for step, colour in enumerate(_LIGHT)),
+        *(f".s{step} {{ background: {colour}; }}" for step, colour in enumerate(SURPRISAL_LIGHT)),
         "@media (prefers-color-scheme: dark) {",
-        *(f"  .s{step} {{ background: {colour}; }}" for step, colour in enumerate(_DARK)),
+        *(f"  .s{step} {{ background: {colour}; }}" for step, colour in enumerate(SURPRISAL_DARK)),
         "}",
         "",
     ]

@@ -1,6 +1,6 @@
 """Pictures, as PNG or SVG: drawn without a screen, by matplotlib, which is asked for only here.
 
-Axes: K labels, L characters, S encoder steps.
+Axes: K labels, L characters, S encoder steps, T steps of a text.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from charrnn.chart import ALONG, DOTTED, Course, placed, reach, short_number, shortened, span, spread, told, words
-from charrnn.errors import UserError, printable
+from charrnn.errors import UserError, glyph, printable
 from charrnn.ranking import less_is_better
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from charrnn.bptt import Triangle
     from charrnn.metrics import Confusion
 
+SHADES = "Blues"  # of all that is the darker the more; one hue, so that it reads alike to eyes that see no red or no green
 NUMBERED = 40  # labels: in the cells of more of them a number could not be read
 DARK = 0.5  # share of its row above which a cell's number is white
 LONGEST = 16  # characters of a label on an axis
@@ -66,7 +68,7 @@ def confusion_png(confusion: Confusion, labels: Sequence[str]) -> tuple[bytes, s
         across = 2.8 + 0.12 * max(map(len, names)) + min(0.62 * len(labels), 20)
         figure = Figure(figsize=(across, across - 0.6), dpi=144)
         axes = figure.subplots()
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names)
         if max(map(len, names)) > 4:
             axes.tick_params("x", labelrotation=45)
@@ -95,7 +97,7 @@ def alignment_png(alignment: Tensor, text: str, seconds: float) -> tuple[bytes, 
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = ["␣" if character.isspace() else character for character in map(printable, text)]
+    names = [glyph(character) for character in text]
     fonts, missing = _fonts(names)
     note = f"no font here has {missing[0]!r}; install one such as Noto Sans CJK" if missing else None
     names = ["□" if missing and set(name) & set(missing) else name for name in names]
@@ -104,7 +106,7 @@ def alignment_png(alignment: Tensor, text: str, seconds: float) -> tuple[bytes, 
         axes = figure.subplots()
         if names:
             extent = (0.0, seconds, len(names) - 0.5, -0.5)
-            axes.imshow(alignment.cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+            axes.imshow(alignment.cpu().numpy(), cmap=SHADES, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("seconds")
         axes.set_ylabel("characters, from the top")
@@ -203,3 +205,113 @@ def _fonts(names: Sequence[str]) -> tuple[list[str], list[str]]:
         if not missing:
             break
     return chosen, sorted(missing)
+
+
+LETTERED = 48  # steps: the characters of more would not fit beside a triangle
+DECADES = 5  # that shades tell apart
+DISTANCES = 100  # characters back, at most, of what falls
+
+
+def triangles_png(found: Sequence[Triangle], names: Sequence[str], characters: Sequence[str]) -> tuple[bytes, str | None]:
+    """What the losses of a text owe to each earlier step, of one model or of several side by side; and what there is to say of it.
+
+    Each has three parts: ‖∂E_t/∂s_k‖, the norms of the terms of ∂E_t/∂W_hh, each by t (down) and k (across) in shades of half a decade,
+    and how the first falls with the distance t - k: the median of all losses, half of them in the band, and where it has fallen by the
+    halvings that the half-life is the mean of.
+    `characters`: the T that are read.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names, letters = [shortened(printable(name), 40) for name in names], [glyph(character) for character in characters]
+    fonts, missing = _fonts([*names, *(letters if len(letters) <= LETTERED else [])])
+    note = f"no font here has {missing[0]!r}; install one such as Noto Sans CJK" if missing else None
+    letters = ["□" if set(letter) & set(missing) else letter for letter in letters]
+    alone = len(found) == 1
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False, "text.usetex": False}):
+        size = (11.4, 3.7) if alone else (1.2 + 3.1 * len(found), 9.2)
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        parts = figure.subplots(1, 3, squeeze=False).T if alone else figure.subplots(3, len(found), squeeze=False)  # by part and model
+        for part, (what, label) in enumerate((("state", "‖∂E_t / ∂s_k‖"), ("weight", "‖term k of ∂E_t / ∂W_hh‖"))):
+            shades = _triangles(parts[part], [getattr(one, what) for one in found], letters)
+            figure.colorbar(shades, ax=list(parts[part]), label=label, shrink=0.85, format=_plainly)
+        for axes, one, name in zip(parts[0], found, names):
+            axes.set_title(f"{name}, layer {one.layer}\nhalf-life {life_told(one)}", fontsize="medium")
+        for axes, one in zip(parts[2], found):
+            _fall(axes, one)
+        for row in parts[:, 1:] if not alone else []:
+            for axes in row:
+                axes.set_ylabel("")
+        picture = _few_coloured(figure)
+    return picture, note
+
+
+def life_told(found: Triangle) -> str:
+    """A half-life for a person."""
+    life = found.half_life()
+    if math.isnan(life):
+        return "unknown, as no gradient flows"
+    return f"{life:.1f} characters" if math.isfinite(life) else "beyond the text"
+
+
+def _triangles(row: Any, norms: Sequence[Tensor], letters: Sequence[str]) -> Any:
+    """Side by side, in the same shades. Returns what a colour bar is made of."""
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
+    most = max(float(one.max()) for one in norms) or 1.0
+    most = 10 ** (math.ceil(2 * math.log10(most)) / 2)
+    least = most * 10**-DECADES
+    scale = LogNorm(least, most)
+    shades: Any = None
+    for axes, one in zip(row, norms):
+        numbers = one.numpy().clip(least)
+        numbers[np.triu_indices(len(numbers), 1)] = np.nan  # no loss owes anything to what is read after it
+        shades = axes.imshow(numbers, cmap=colormaps[SHADES].resampled(2 * DECADES), norm=scale, interpolation="nearest")
+        axes.set(xlabel="k, the step that is owed to", ylabel="t, the loss")
+        if len(letters) <= LETTERED:
+            axes.set_xticks(range(len(letters)), letters, fontsize="x-small")
+            axes.set_yticks(range(len(letters)), letters, fontsize="x-small")
+    return shades
+
+
+def _fall(axes: Any, found: Triangle) -> None:
+    """How ‖∂E_t/∂s_{t-d}‖ falls with d."""
+    import numpy as np
+
+    from charrnn.bptt import HALVINGS
+
+    steps = max(2, min(DISTANCES + 1, len(found.state) // 2))
+    decay = found.decay().numpy()
+    middle = [np.nanquantile(decay[d:, d], (0.25, 0.5, 0.75)) for d in range(min(steps, len(decay)))]
+    low, median, high = (np.array(one).clip(1e-12) for one in zip(*middle))
+    distances = np.arange(len(median))
+    axes.fill_between(distances, low, high, color=HUES[0], alpha=0.2, linewidth=0)
+    axes.plot(distances, median, color=HUES[0])
+    fallen = found.fallen(HALVINGS)
+    if math.isfinite(fallen) and fallen < steps:
+        axes.plot([fallen] * 2, [10**-DECADES, 2.0**-HALVINGS], color=HUES[1], linewidth=1.2, linestyle="dashed")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plainly)
+    axes.set(ylim=(10**-DECADES, 10), xlim=(0, steps - 1), xlabel="t - k, characters back", ylabel="‖∂E_t / ∂s_k‖ : ‖∂E_t / ∂s_t‖")
+    axes.grid(axis="y", color="#dcdcd6", linewidth=0.7)
+
+
+def _plainly(value: float, place: int) -> str:
+    """A power of ten, which matplotlib would write as mathematics, and the text of users is none."""
+    return f"{value:g}"
+
+
+def _few_coloured(figure: Any) -> bytes:
+    """A PNG with a palette: of pictures of few shades and many edges a third of the size."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image  # which matplotlib needs
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    few = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    picture = io.BytesIO()
+    few.save(picture, format="png", optimize=True)
+    return picture.getvalue()

@@ -64,7 +64,7 @@ LEFT = {
     "scoring": "data sampling evaluation metrics tasks",
     "inside": "data ops models sampling evaluation",
     "nameable": "",
-    "finding": "data models sampling evaluation inside nameable",
+    "finding": "data ops models inside nameable",
     "bptt": "ops layers models",
     "classifying": "data metrics tasks",
     "generation": "options randomness data constraints texts sampling",
@@ -74,7 +74,8 @@ LEFT = {
     "captioning": "config options device data models sampling decoding tasks",
     "page": "",
     "chart": "ranking journal page",
-    "plots": "ranking journal metrics chart",
+    "coloured": "tables page inside finding",
+    "plots": "ranking journal metrics chart bptt",
     "gallery": "data captioning page",
     "report": "ranking plain_yaml journal model_file run_files page chart",
     "watching": "ranking plain_yaml journal tables run_files",
@@ -86,6 +87,7 @@ LEFT = {
     "trials": "atomic distributed journal metrics ops interrupt lock claims runs sweep training",
     "cli": "tensorboard atomic paths exits interrupt journal options model_file run_files run_directory runs sweep trials engine "
     "config metrics device ops models tasks data checkpoint sampling constraints novelty training evaluation scoring generation "
+    "inside finding coloured bptt "
     "filling classifying tagging transcribing captioning page chart gallery report watching decoding plots tables fetching "
     "inspecting verse search",
     "__main__": "interrupt cli",

@@ -20,7 +20,7 @@ from charrnn.ops.cells import CELLS
 from charrnn.ops.recurrence import recurrence
 
 IDS = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5]
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "one layer": {},
     "two layers": {"num_layers": 2},
     "two layers with norms, residuals and pairs": {
@@ -102,10 +102,11 @@ def falling(factor: float, steps: int = 40) -> Triangle:
     return Triangle("rnn_tanh", 0, state, state, torch.ones(steps))
 
 
-@pytest.mark.parametrize("half_life", [0.5, 1.0, 3.5, 12.0])
+@pytest.mark.parametrize("half_life", [0.05, 0.5, 1.0, 1.7])
 def test_the_half_life_of_an_even_fall_is_where_it_has_halved(half_life: float) -> None:
     found = falling(2 ** (-1 / half_life))
     assert found.half_life() == pytest.approx(half_life)
+    assert found.fallen(1) == pytest.approx(half_life)
     assert found.reach(6) == pytest.approx(2 ** (-6 / half_life))
     assert found.reach(0) == 1 and math.isnan(found.reach(40))
 
@@ -115,10 +116,20 @@ def test_what_has_not_halved_by_the_beginning_of_the_text_has_no_half_life() -> 
     assert falling(1.1).half_life() == math.inf
 
 
+def test_a_fall_that_grows_slow_has_a_half_life_between_its_two() -> None:
+    """A first halving in one step, and the nine others in two steps each."""
+    t, k = torch.meshgrid(torch.arange(60), torch.arange(60), indexing="ij")
+    d = (t - k).double()
+    found = falling(0.5)
+    object.__setattr__(found, "state", torch.where(d < 0, 0, torch.where(d == 0, 1, 2 ** (-0.5 - d / 2))))
+    assert found.fallen(1) == pytest.approx(1)
+    assert found.half_life() == pytest.approx(1.9)
+
+
 def test_a_step_that_stops_everything_counts_whole() -> None:
     stopped = falling(0.9)
     stopped.state[:, :-1] = torch.where(torch.eye(40)[:, :-1] > 0, stopped.state[:, :-1], 0)
-    assert stopped.half_life() == 1
+    assert stopped.fallen(1) == stopped.fallen(10) == 1
 
 
 def test_texts_and_models_that_have_none() -> None:

@@ -14,7 +14,7 @@ from charrnn.cli import application, main
 from charrnn.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "docs/performance.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "docs/performance.md", "docs/looking.md"]
 
 
 def text(name: str) -> str:
@@ -38,7 +38,7 @@ OURS = [line for line in commands() if line.startswith("charrnn ") and "…" not
 def test_there_are_commands_of_every_kind() -> None:
     told = {line.split()[1] for line in OURS}
     assert told >= {"train", "sample", "eval", "info", "backends", "score", "fill", "classify", "tag", "transcribe", "caption"}
-    assert told >= {"plot", "report", "watch"}
+    assert told >= {"plot", "report", "watch", "look", "bptt"}
 
 
 @pytest.mark.parametrize("line", OURS)

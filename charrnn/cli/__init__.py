@@ -29,6 +29,8 @@ LESS_MEMORY = {
     "classify": "set --device cpu, or end other programs",
     "transcribe": "lower data.audio.max_seconds with --set, lower --beam, or set --device cpu",
     "caption": "lower --beam or --num, or set --device cpu",
+    "look": "lower --length, or set --device cpu",
+    "bptt": "lower --length, or set --device cpu",
 }
 
 # As `charrnn --help` lists them: each a function of a module here, or the commands of one.
@@ -42,6 +44,8 @@ COMMANDS = {
     "tag": "tag.tag",
     "transcribe": "transcribe.transcribe",
     "caption": "caption.caption",
+    "look": "look.look",
+    "bptt": "look.bptt",
     "plot": "seeing.plot",
     "report": "seeing.report",
     "watch": "seeing.watch",
