@@ -106,6 +106,11 @@ class Job:
         self.log.close()
         return Ended(code, said)
 
+    def stop(self) -> str:
+        """Kill what has not ended as it should, and say how it was."""
+        self.send(signal.SIGKILL)
+        return str(self.wait())
+
     def runs(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
@@ -138,25 +143,25 @@ def last_step(run: Path) -> int:
     return max((line["step"] for line in journal(run)), default=0)
 
 
-def has_stepped(run: Path, pid: int, length: int) -> bool:
-    """Whether the process has gone on from where the journal was so long. It writes a heartbeat once that has been cut back."""
+def has_stepped(run: Path, pid: int, lines: int) -> bool:
+    """Whether the process has gone on to where the journal has more than so many lines. It writes a heartbeat once that is cut back."""
     path = run / "heartbeat.json"
-    return path.exists() and json.loads(path.read_text())["pid"] == pid and size(run) > length
+    return path.exists() and json.loads(path.read_text())["pid"] == pid and length(run) > lines
 
 
-def size(run: Path) -> int:
-    """Of its journal, in bytes."""
+def length(run: Path, size: int | None = None) -> int:
+    """Lines of its journal, or of so many bytes of it."""
     path = run / "metrics.jsonl"
-    return path.stat().st_size if path.exists() else 0
+    return path.read_bytes()[:size].count(b"\n") if path.exists() else 0
 
 
 def saved(run: Path) -> tuple[int, int]:
-    """The step that a run would go on from, and how long its journal was there."""
+    """The step that a run would go on from, and how many lines its journal had there."""
     path = run / "last.state.pt"
     if not path.exists():
         return 0, 0
     state = load_state(path)
-    return state["counters"]["step"], state["journals"]["metrics.jsonl"]
+    return state["counters"]["step"], length(run, state["journals"]["metrics.jsonl"])
 
 
 def compare(run: Path, whole: Path) -> None:
@@ -167,27 +172,26 @@ def compare(run: Path, whole: Path) -> None:
             raise Fault(f"{run / name}: other weights than {whole / name}")
     if list(journal(run)) != list(journal(whole)):
         raise Fault(f"{run / 'metrics.jsonl'}: not what {whole / 'metrics.jsonl'} is")
-    for mine, others in ((run, whole), (run.parent / "cache", None)):
-        stray = {path.name for path in mine.iterdir()} - ({path.name for path in others.iterdir()} if others else set())
-        stray = stray if others else {name for name in stray if "partial" in name or name.startswith(".building")}
-        if stray:
-            raise Fault(f"{mine}: {sorted(stray)} should not be there")
+    stray = sorted({path.name for path in run.iterdir()} - {path.name for path in whole.iterdir()})
+    stray += [path.name for path in (run.parent / "cache").rglob("*") if "partial" in path.name or path.name.startswith(".building")]
+    if stray:
+        raise Fault(f"{run}: {stray} should not be there")
 
 
-def soak(config: Path, run: Path, number: signal.Signals, kills: int, mean: float, draw: random.Random, *, fresh: bool) -> dict[str, int]:
-    """End a run so many times, and then let it finish. `mean` seconds pass from the first step of a process to its end."""
+def soak(config: Path, run: Path, number: signal.Signals, kills: int, steps: int, draw: random.Random, *, fresh: bool) -> dict[str, int]:
+    """End a run so many times, each after at most so many steps of a process, and then let it finish."""
     told = {"ended": 0, "in a save": 0, "before the first step": 0, "steps done twice": 0, "steps lost": 0}
     while told["ended"] < kills:
-        begun, length = saved(run)
+        begun, lines = saved(run)
         job = Job(config, run, fresh=fresh)
         inside = number == signal.SIGKILL and told["ended"] % IN_A_SAVE == 0
-        early = not inside and told["ended"] % 10 == 5
-        if early:
-            time.sleep(draw.uniform(0, mean))
+        if not inside and told["ended"] % 10 == 5:  # while it begins
+            time.sleep(draw.uniform(0, 0.3))
         else:
-            if not until(partial(has_stepped, run, job.pid, length), job, 0.002):
-                raise Fault(f"the run ended or stood still before it was killed {kills} times: {job.wait()}; raise --steps")
-            time.sleep(draw.uniform(0, mean))
+            # By steps and not by seconds, so that it does not hang on how fast this machine is now.
+            if not until(partial(has_stepped, run, job.pid, lines + draw.randrange(steps)), job, 0.002):
+                raise Fault(f"the run ended or stood still before it was killed {kills} times: {job.stop()}; raise --steps")
+            time.sleep(draw.uniform(0, 0.01))
             inside = inside and until(partial(is_being_written, run), job, 0.0002)
         reached = last_step(run)
         job.send(number)
@@ -232,18 +236,13 @@ def main() -> None:
     config = configuration(folder / "soak" if args.out is None else folder, steps)
     folder = config.parent
     try:
-        left_alone = Job(config, folder / "whole", fresh=args.fresh)
-        until(partial(has_stepped, folder / "whole", left_alone.pid, 0), left_alone, 0.002)
-        first = time.monotonic()
-        ended = left_alone.wait()
+        ended = Job(config, folder / "whole", fresh=args.fresh).wait()
         if ended.code != Exit.DONE:
             raise Fault(f"exit code {ended.code}: {ended.said}")
-        seconds = time.monotonic() - first
-        mean = 0.4 * seconds / args.kills  # so that the run is not finished before it has been killed often enough
-        print(f"{steps} steps without a kill: {seconds:.1f} s", flush=True)
+        print(f"{steps} steps without a kill: {time.monotonic() - started:.1f} s", flush=True)
         for number in (signal.SIGKILL, signal.SIGTERM):
             begun = time.monotonic()
-            told = soak(config, folder / number.name.lower(), number, args.kills, mean, draw, fresh=args.fresh)
+            told = soak(config, folder / number.name.lower(), number, args.kills, max(1, steps // (2 * args.kills)), draw, fresh=args.fresh)
             compare(folder / number.name.lower(), folder / "whole")
             figures = ", ".join(f"{name} {count}" for name, count in told.items())
             print(f"{number.name}: {figures}; the weights are the same to the bit; {time.monotonic() - begun:.1f} s", flush=True)
