@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from charrnn.web import limits
 
-OPEN = frozenset(["/app.css", "/app.js", "/icon.svg", "/v1/healthz"])  # tell nothing of the models
+OPEN = frozenset(["/app.css", "/app.js", "/icon.svg", "/v1/healthz", "/v1/openapi.json"])  # tell nothing of the models
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -107,7 +107,8 @@ def described() -> Schema:
         path: {"get": {"summary": summary, "responses": {"200": {"description": summary, "content": _json(schema)}, "4XX": wrong}}}
         for path, (summary, schema) in GETS.items()
     }
-    paths["/v1/healthz"]["get"]["security"] = []
+    for path in ("/v1/healthz", "/v1/openapi.json"):
+        paths[path]["get"]["security"] = []
     for path, (summary, kind, answer, files) in POSTS.items():
         asked = {"$ref": f"#/components/schemas/{kind.__name__}"}
         told = {"description": summary, "content": _json(answer)}
