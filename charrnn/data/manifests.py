@@ -17,6 +17,7 @@ from charrnn.data.labelled import own
 from charrnn.data.records import NAMED_COLUMNS, Record
 from charrnn.errors import DataError, Faults, short
 
+LONGEST = 5000  # characters of what is said in a file: five minutes of speech. More is a column of something else
 HEADED = ("tsv", "csv")  # tables whose first row says what is in each column of all the others
 T = TypeVar("T")
 R = TypeVar("R")
@@ -122,6 +123,9 @@ def _row(found: tuple[str, Record, str], columns: Columns, locate: Locate) -> Ro
     if not path:
         fact = f"field {columns.path!r} is empty; expected {columns.what}'s path"
         return DataError(f"{record.place(name)}: {fact}, so fill it or take the row out")
+    if len(text) > LONGEST:
+        fact = f"{len(text):,} characters of text for {columns.what}; expected at most {LONGEST:,}"
+        return DataError(f"{record.place(name)}: {fact}, so mend the row or cut the file it names")
     try:
         return Row(locate(path), path, text.strip(), name, record)
     except DataError as error:

@@ -63,6 +63,14 @@ def test_rows_become_utterances_beside_their_manifest(
     assert expected[0].place() == f"{folder / name}: line {first}"
 
 
+def test_a_transcript_that_nobody_can_have_said_is_refused(folder: Path) -> None:
+    """Each character is a step of the decoder: a million of them would be a step of minutes."""
+    longest, longer = rows(folder, f"audio\ttranscript\na.wav\t{'x' * 5000}\na.wav\t{'x' * 5001}\n")
+    assert isinstance(longest, Utterance) and len(longest.transcript) == 5000
+    fact = "5,001 characters of text for a recording; expected at most 5,000"
+    assert told(longer) == f"{folder / 'm.tsv'}: record 2 (line 3): {fact}, so mend the row or cut the file it names"
+
+
 def test_columns_format_and_script_are_those_of_the_configuration(folder: Path) -> None:
     text = f"said\tfile\n  漢語 \t {folder / 'a.wav'}\n"
     notes: list[str] = []
