@@ -15,7 +15,7 @@ import typer
 
 from charrnn.cli.arguments import Device, Model, Overrides, config_of, expect_seed, load, reading_of, split_of, task_of
 from charrnn.cli.output import expect_apart, expect_place, json_line, progress_bar, warn, write, write_bytes
-from charrnn.errors import UserError, printable
+from charrnn.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
     from charrnn.bptt import Triangle
@@ -145,7 +145,9 @@ def bptt(
         ids = ([] if end is None else [end]) + [i for window in windows for i in window.ids]
         if len(ids) < 3:
             place = "--text" if file is None else printable(str(file))
-            raise UserError(f"{place}: {len(characters)} characters; expected at least 3, of which one can owe to another; give more")
+            raise UserError(
+                f"{place}: {counted(len(characters), 'character')}; expected at least 3, of which one can owe to another; give more"
+            )
         found.append((loaded, triangle(network, ids, layer)))
     if out is not None:
         from charrnn.plots import triangles_png

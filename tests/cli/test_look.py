@@ -173,7 +173,7 @@ def test_bptt_tells_the_triangle_as_json(run: Run, lstm: Path) -> None:
     "arguments, fragment",
     [
         ((), "bptt: nothing to read"),
-        (("--text", "a"), "--text: 1 characters; expected at least 3"),
+        (("--text", "a"), "--text: 1 character; expected at least 3"),
         (("--text", "abcd", "--layer", "1"), "has 1; expected 0 to 0, or -1 for the last"),
         (("--text", "abcd", "--length", "5000"), "--length 5000: expected 1 to 1,000"),
         (("--text", "abcd", "--out", "x.svg"), "--out x.svg: expected a name that ends in .png"),
