@@ -259,7 +259,7 @@ def find_run(name: str | None) -> Path:
     path = _newest() if name is None else user_path(name, "run")
     run = path.parent if path.is_file() else path
     if not run.exists():
-        raise UserError(f"{printable(str(path))}: no such run{elsewhere(path) or '; name a run directory'}")
+        raise UserError(f"{printable(str(path))}: no such run{elsewhere(path, '.jsonl') or '; name a run directory'}")
     if not (run / METRICS).is_file():
         fact = f"{printable(str(run))}: the directory holds no {METRICS}"
         raise UserError(f"{fact}; expected a run directory; name a run that charrnn train has reported of")

@@ -157,15 +157,20 @@ def _found(path: Path) -> Path:
         raise UserError(f"{path}: the directory holds neither best.safetensors nor last.safetensors; name a run that has trained")
     if path.exists():
         return path
-    raise UserError(f"{path}: no such run or model file{elsewhere(path) or '; name a run directory or a .safetensors file'}")
+    raise UserError(
+        f"{path}: no such run or model file{elsewhere(path, '.safetensors') or '; name a run directory or a .safetensors file'}"
+    )
 
 
-def elsewhere(path: Path) -> str:
-    """The end of a message about a run or file that is not there: `; did you mean 'runs/x'?`, or nothing."""
+def elsewhere(path: Path, ending: str) -> str:
+    """The end of a message about a run or file that is not there: `; did you mean 'runs/x'?`, or nothing.
+
+    What it names is a directory, or a file of that ending: nothing else could stand there.
+    """
     if (in_runs := RUNS / path).exists():
         return f"; did you mean {str(in_runs)!r}?"
-    known = [str(entry) for folder in (RUNS, path.parent) if folder.is_dir() for entry in folder.iterdir()]
-    return did_you_mean(str(path), known)
+    near = [entry for folder in (RUNS, path.parent) if folder.is_dir() for entry in folder.iterdir()]
+    return did_you_mean(str(path), [str(entry) for entry in near if entry.suffix == ending or entry.is_dir()])
 
 
 def _model_of(run: Path) -> Path | None:

@@ -296,3 +296,10 @@ def test_find_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("runs/poem")
     with pytest.raises(UserError, match=r"poems: no such run or model file; did you mean 'runs/poems'\?"):
         find_model("poems")
+    Path("runs/poems/samples.txt").touch()
+    with pytest.raises(
+        UserError, match=r"^runs/poems/sample: no such run or model file; did you mean 'runs/poems(/[a-z]+.safetensors)?'\?"
+    ):
+        find_model("runs/poems/sample")
+    with pytest.raises(UserError, match=r"did you mean 'runs/poems/last.safetensors'\?"):
+        find_model("runs/poems/lst.safetensors")

@@ -112,6 +112,9 @@ def test_runs_are_found_by_directory_by_file_and_as_the_newest(tmp_path: Path, m
     assert find_run("runs/poems") == find_run("runs/poems/metrics.jsonl") == find_run(None) == run
     with pytest.raises(UserError, match=r"^poems: no such run; did you mean 'runs/poems'\?"):
         find_run("poems")
+    Path("runs/poems/config.yaml").touch()
+    with pytest.raises(UserError, match=r"^runs/poems/config.yml: no such run; did you mean 'runs/poems/metrics.jsonl'\?"):
+        find_run("runs/poems/config.yml")
     Path("runs/empty").mkdir()
     with pytest.raises(UserError, match=r"^runs/empty: the directory holds no metrics.jsonl; expected a run directory"):
         find_run("runs/empty")

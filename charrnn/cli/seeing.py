@@ -128,7 +128,7 @@ def _awaited(name: str | None, once: bool) -> Path:
         if path.is_file() or (path / METRICS).is_file():
             break
         if not told:
-            fact = "has reported nothing yet" if path.exists() else f"is not there yet{elsewhere(path)}"
+            fact = "has reported nothing yet" if path.exists() else f"is not there yet{elsewhere(path, '.jsonl')}"
             typer.echo(f"{printable(name)}: {fact}; waiting for it, Ctrl-C ends that", err=True)
             told = True
         time.sleep(EVERY)
