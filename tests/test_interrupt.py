@@ -93,6 +93,7 @@ charrnn.__main__.main()
 """
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("where", ["import", "encoding"])
 def test_before_the_loop_it_takes_one_line_and_no_traceback(tmp_path: Path, where: str, number: signal.Signals) -> None:

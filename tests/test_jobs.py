@@ -94,6 +94,7 @@ TORCHRUN = '#!/usr/bin/env bash\nwhile [ "$1" != -m ]; do shift; done\n"$PYTHON"
 CHARRNN = '#!/usr/bin/env bash\nexec "$PYTHON" -m charrnn "$@"\n'
 
 
+@pytest.mark.timeout(600)
 def test_a_job_that_is_told_to_go_is_requeued_and_one_that_is_wrong_is_not(tmp_path: Path) -> None:
     for name, script in {"srun": SRUN, "scontrol": SCONTROL, "torchrun": TORCHRUN, "charrnn": CHARRNN}.items():
         (tmp_path / name).write_text(script)
