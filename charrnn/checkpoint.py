@@ -24,7 +24,7 @@ from charrnn import __version__
 from charrnn.atomic import write_atomically
 from charrnn.config import Config, read_config
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.errors import CheckpointError, ConfigError, short
+from charrnn.errors import CheckpointError, ConfigError, first_line, short
 from charrnn.model_file import DIGEST, FORMAT, FORMAT_VERSION, PIECE, UNSUMMED, check_content, checksum, read_header, with_checksum
 from charrnn.models import Architecture, build_architecture
 
@@ -86,7 +86,7 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
     try:
         weights = safetensors.torch.load_file(path, device=device)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged: {_first_line(error)}; copy it again, or train anew") from None
+        raise CheckpointError(f"{path}: damaged: {first_line(error)}; copy it again, or train anew") from None
     try:
         config = read_config(metadata["config"], "its config")
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
@@ -102,7 +102,7 @@ def load_model(path: Path | str, device: str = "cpu") -> Loaded:
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {_first_line(error)}; copy it again, or train anew") from None
+        raise CheckpointError(f"{path}: damaged: its metadata cannot be read: {first_line(error)}; copy it again, or train anew") from None
     _check_weights(path, weights, config, vocabulary, labels)
     return Loaded(weights, config, vocabulary, step, metrics, path, labels)
 
@@ -192,7 +192,7 @@ def load_state(path: Path) -> dict[str, Any]:
     except UnfitState:
         raise
     except Exception as error:
-        raise UnfitState(path, f"damaged: {_first_line(error)[:120]}") from None
+        raise UnfitState(path, f"damaged: {first_line(error)[:120]}") from None
     version = state.get("state_version") if isinstance(state, dict) else None
     if not isinstance(version, int):
         raise UnfitState(path, "not the state of a charrnn run")
@@ -225,7 +225,3 @@ def _check_seal(path: Path, file: BinaryIO) -> bool:
     if seal != SEAL + checksum(b"", pieces).encode() + b"\n":
         raise UnfitState(path, "damaged: its content is not what its checksum says")
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from charrnn.config import Config
 from charrnn.data.batch import Batch
 from charrnn.device import resolve_precision
-from charrnn.errors import UserError
+from charrnn.errors import UserError, first_line
 from charrnn.gradients import Shards
 from charrnn.metrics import Tally
 from charrnn.optimization import Adam, Average, advance
-from charrnn.tasks.task import State, Task
+from charrnn.tasks.task import State, Task, each
 
 # How far two ways to the same numbers may be apart. The kernels are the same, so mostly nothing is; some add in an order of their own. A
 # step that forgets its state, its masks, its moments or its learning rate is off by all of what they do.
@@ -243,7 +243,7 @@ class Graphed:
                 self._restore(before)
                 found = self._trial(windows, rate, self._again)
             except RuntimeError as error:
-                reason = f"the step cannot be recorded as a CUDA graph ({_first_line(error)})"
+                reason = f"the step cannot be recorded as a CUDA graph ({first_line(error)})"
             else:
                 reason = _difference(expected, found, before.weights)
         finally:
@@ -271,7 +271,7 @@ class Graphed:
         assert state is not None
         self._generator = self._shards.generator
         self._windows = [replace(window, continues=True).moved(lambda tensor: tensor.to(device, copy=True)) for window in windows]
-        self._state = tuple(tuple(torch.empty_like(tensor).detach() for tensor in layer) for layer in state)
+        self._state = each(state, lambda tensor: torch.empty_like(tensor).detach())
         self._moments = [dict(self._optimizer.state[parameter]) for parameter in self._parameters]
 
     def _remember(self) -> _Memory:
@@ -279,7 +279,7 @@ class Graphed:
         return _Memory(
             weights=[parameter.detach().clone() for parameter in self._parameters],
             moments=[{name: tensor.clone() for name, tensor in self._optimizer.state.get(p, {}).items()} for p in self._parameters],
-            state=None if state is None else tuple(tuple(tensor.detach().clone() for tensor in layer) for layer in state),
+            state=None if state is None else each(state, lambda tensor: tensor.detach().clone()),
             drawn=self._shards.generator.get_state(),
         )
 
@@ -292,7 +292,7 @@ class Graphed:
             for name, tensor in self._optimizer.state.get(parameter, {}).items():
                 _set(tensor, moments.get(name))
         state = memory.state
-        self._shards.state = None if state is None else tuple(tuple(tensor.clone() for tensor in layer) for layer in state)
+        self._shards.state = None if state is None else each(state, torch.clone)
         self._shards.generator.set_state(memory.drawn)
 
 
@@ -345,7 +345,3 @@ def _difference(expected: _Trial, found: _Trial, before: Sequence[Tensor]) -> st
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

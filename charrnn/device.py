@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from charrnn.config import DEVICE, EXPECTED
-from charrnn.errors import UserError, did_you_mean
+from charrnn.errors import UserError, did_you_mean, says_out_of_memory
 
 try:
     import resource
@@ -65,9 +65,7 @@ def resolve_device(name: str) -> torch.device:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the machine, or its GPU, has no memory left for what was asked."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # how torch says it of a CPU
+    return isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(error)
 
 
 def free_memory(device: torch.device) -> int | None:

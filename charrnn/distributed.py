@@ -31,6 +31,11 @@ TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, or b
 CALM, INTERRUPTED, TERMINATED = 0, 1, 2  # what `agree` is told: how urgently a process wants to stop
 
 
+def share(count: int, part: int, parts: int) -> slice:
+    """What is the `part`th's of so many columns: contiguous, and as many as any other's or one more."""
+    return slice(count * part // parts, count * (part + 1) // parts)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One process among those of a run: the `rank`th of `size`."""
@@ -113,7 +118,7 @@ class Ranks:
 
     def part(self, count: int) -> slice:
         """Its own of so many columns. With more processes than columns some have none."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        return share(count, self.rank, self.size)
 
 
 ALONE = Ranks()

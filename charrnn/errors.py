@@ -54,6 +54,16 @@ class CheckpointError(UserError):
     """A model file that cannot be read or does not fit."""
 
 
+def first_line(error: Exception) -> str:
+    """Of what another library says, as much as belongs into a message; of an error without words its name."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def says_out_of_memory(error: Exception) -> bool:
+    """Whether it is of the machine's memory, in Python's words or in those that torch has for a CPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def not_finite() -> UserError:
     """What to raise of a model that nothing can be drawn from."""
     remedy = "its training diverged, so sample from an earlier checkpoint"

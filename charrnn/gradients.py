@@ -12,7 +12,6 @@ Axes: T time, B batch, H hidden_size.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -24,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.data.batch import Batch
 from charrnn.device import is_out_of_memory, seeded
-from charrnn.distributed import ALONE, Ranks
+from charrnn.distributed import ALONE, Ranks, share
 from charrnn.errors import UserError, short
 from charrnn.metrics import Tally
-from charrnn.tasks.task import State, Task, carry
+from charrnn.tasks.task import State, Task, carry, each
 
 
 def shard_count(device: torch.device, columns: int, wanted: int) -> int:
@@ -185,7 +184,7 @@ class Shards:
                 if new:
                     gradients = _sum([gradients, new]) if gradients else _own(new)
                 tally = tally + found
-                after.append(tuple(tuple(tensor.detach() for tensor in layer) for layer in state) if len(pieces) > 1 else state)
+                after.append(each(state, Tensor.detach) if len(pieces) > 1 else state)
             if counts:
                 self._carried[k] = _joined(after)
         return gradients, tally
@@ -222,8 +221,7 @@ class Shards:
 
     def _columns(self, count: int, k: int) -> slice:
         """The group's own of so many columns."""
-        k += self._ranks.rank * len(self._carried)
-        return slice(count * k // self.groups, count * (k + 1) // self.groups)
+        return share(count, self._ranks.rank * len(self._carried) + k, self.groups)
 
     def reseed(self, step: int) -> None:
         """Fresh generators, from (seed, group, step)."""
@@ -235,7 +233,7 @@ class Shards:
         parts = [state for state in self._carried if state is not None]
         state = _joined(parts) if len(parts) == len(self._carried) else None
         if state is not None:
-            state = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
+            state = each(state, Tensor.detach)
         return Carried([generator.get_state() for generator in self._generators], state)
 
     @property
@@ -263,13 +261,13 @@ class Shards:
 
         What has changed, if it is such that the generators' states cannot be taken up; then they are left as they are.
         """
-        edges = 0 if carried.state is None or not carried.state else carried.state[0][0].size(0)
+        columns = carried.state[0][0].size(0) if carried.state else 0
         for k in range(len(self._carried)):
             if carried.state is None:
                 self._carried[k] = None
                 continue
-            own = slice(edges * k // len(self._carried), edges * (k + 1) // len(self._carried))
-            self._carried[k] = tuple(tuple(tensor[own].to(self._device) for tensor in layer) for layer in carried.state)
+            own = _columns_of(carried.state, share(columns, k, len(self._carried)))
+            self._carried[k] = each(own, lambda tensor: tensor.to(self._device))
         states = carried.generators
         if len(states) != len(self._generators):
             return "with another number of shards or processes"
@@ -294,7 +292,7 @@ class Shards:
         state, count = all_.state, len(self._carried)
         if state:
             columns = self._ranks.part(state[0][0].size(0))
-            state = tuple(tuple(tensor[columns] for tensor in layer) for layer in state)
+            state = _columns_of(state, columns)
         first = self._ranks.rank * count
         generators = all_.generators[first : first + count] if len(all_.generators) == self.groups else []
         return Carried(generators, state)
@@ -311,15 +309,18 @@ def _pieces(part: Batch, count: int) -> list[tuple[slice, Batch]]:
     columns = part.columns
     if count == 1 or columns == 1:
         return [(slice(0, columns), part)]
-    edges = [columns * k // count for k in range(count + 1)]
-    return [(slice(first, stop), part.part(slice(first, stop))) for first, stop in itertools.pairwise(edges) if stop > first]
+    return [(own, part.part(own)) for own in (share(columns, k, count) for k in range(count)) if own.stop > own.start]
 
 
 def _states(state: State | None, pieces: Sequence[tuple[slice, Batch]], part: Batch) -> list[State | None]:
     """What is carried into each piece."""
     if len(pieces) == 1 or not state or not part.continues:
         return [state] * len(pieces)
-    return [tuple(tuple(tensor[columns] for tensor in layer) for layer in state) for columns, _ in pieces]
+    return [_columns_of(state, columns) for columns, _ in pieces]
+
+
+def _columns_of(state: State, columns: slice) -> State:
+    return each(state, lambda tensor: tensor[columns])
 
 
 def _joined(states: Sequence[State]) -> State:

@@ -204,18 +204,18 @@ def _report(raw: bytes) -> dict[str, float] | None:
         return None
     if not isinstance(found, dict):
         return None
-    line = {key: _number(value) for key, value in found.items() if value is None or isinstance(value, (int, float))}
+    line = {key: figure(value) for key, value in found.items() if value is None or isinstance(value, (int, float))}
     return line if math.isfinite(line.get("step", math.nan)) and line["step"] >= 0 else None
 
 
-def _number(value: Any) -> float:
-    if value is None or isinstance(value, bool):
+def figure(value: object) -> float:
+    """A finite number as it is; NaN for anything else that JSON or YAML can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     try:
-        number = float(value)
+        return float(value) if math.isfinite(value) else math.nan
     except OverflowError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 class Written(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -399,8 +399,3 @@ caption { text-align: left; padding-bottom: .3rem; }
 .picture img { display: block; background: #fff; border-radius: .4rem; }
 .faults { overflow-wrap: anywhere; }
 """
-
-
-def sections_of(found: Iterable[tuple[str, Picture]]) -> list[Section]:
-    """A section for each picture under its title: for whoever has pictures and writes no HTML."""
-    return [Section(title, _pictures([picture])) for title, picture in found]

@@ -139,9 +139,10 @@ class RunDirectory:
         """Make the directory ready. What a run before this one left is taken away, unless it is resumed. Raises WriteError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.sweep()
             for file in list(self.path.iterdir()):
                 unwanted = file.name in TEXTS and not config.train.keep_text
-                if is_partial(file) or unwanted or (is_own(file.name) and not resume):
+                if unwanted or (is_own(file.name) and not resume):
                     file.unlink()
             if not resume:
                 for file in (self.path / EVENTS).glob("events.out.tfevents.*"):
@@ -196,24 +197,22 @@ class RunDirectory:
 
 def changes(before: Config, now: Config) -> list[str]:
     """What a resumed run does otherwise than before, of that which may be changed: `train.max_steps was 20 and is now 30`."""
-    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
-    return [
-        f"{key} was {short(old.get(key))} and is now {short(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if key not in ("run", *FREE) and old.get(key) != new.get(key)
-    ]
+    return [told for key, told in _differing(before, now) if key not in ("run", *FREE)]
 
 
 def refuse_changes(before: Config, now: Config, place: str) -> None:
     """Raises UserError naming the first setting that a resumed run may not change."""
+    for key, told in _differing(before, now):
+        if key not in FREE and any(key == name or key.startswith(name + ".") for name in FIXED):
+            raise UserError(f"{place}: cannot resume: {told}; set it back, or start another run with --init-from {place}")
+
+
+def _differing(before: Config, now: Config) -> Iterator[tuple[str, str]]:
+    """Each setting that is not as it was, and what there is to say of it."""
     old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
-        fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
-        if fixed and key not in FREE and old.get(key) != new.get(key):
-            raise UserError(
-                f"{place}: cannot resume: {key} was {short(old.get(key))} and is now {short(new.get(key))}; "
-                f"set it back, or start another run with --init-from {place}"
-            )
+        if old.get(key) != new.get(key):
+            yield key, f"{key} was {short(old.get(key))} and is now {short(new.get(key))}"
 
 
 def _remove_empty(paths: list[Path]) -> None:

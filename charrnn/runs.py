@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from charrnn.errors import CheckpointError, ConfigError, UserError, counted, listed, printable
+from charrnn.journal import figure
 from charrnn.lock import Busy, is_held, locked
 from charrnn.model_file import read_header
 from charrnn.plain_yaml import parse_yaml
@@ -355,13 +356,8 @@ def _count(value: object, default: Any = None) -> Any:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
+    found = figure(value)
+    return None if math.isnan(found) else found
 
 
 def _line(text: str) -> str:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -295,8 +294,7 @@ class Trainer:
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         precision = resolve_precision(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        columns = max(batch.columns for batch in islice(task.batches("train"), 1))
-        if ranks.several and self.config.is_windowed and columns < ranks.size:
+        if ranks.several and self.config.is_windowed and (columns := next(task.batches("train")).columns) < ranks.size:
             raise UserError(f"train.batch_size: {columns} streams for {ranks.size} processes; expected at least one each, so raise it")
         self.shards = Shards(
             task, self.model, 1 if ranks.several else self.plan.shards,

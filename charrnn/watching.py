@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from charrnn.errors import UserError, printable
 from charrnn.heartbeat import Ending
-from charrnn.journal import Journal, Limits, cost_key, seconds_to_go, unit_of
+from charrnn.journal import Journal, Limits, cost_key, figure, seconds_to_go, unit_of
 from charrnn.lock import is_held
 from charrnn.plain_yaml import parse_yaml
 from charrnn.ranking import less_is_better
@@ -50,7 +50,7 @@ class Heartbeat:
             return None
         time, progress = found.get("time"), found.get("progress")
         state, why = (found.get(key) if isinstance(found.get(key), str) else "" for key in ("state", "why"))
-        return cls(str(state), str(why), _number(progress), _instant(time))
+        return cls(str(state), str(why), figure(progress), _instant(time))
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _limits(run: Path) -> Limits:
     except UserError:
         return Limits()
     train = found.get("train") if isinstance(found, dict) else None
-    values = [_number(train.get(name)) if isinstance(train, dict) else math.nan for name in Limits._fields]
+    values = [figure(train.get(name)) if isinstance(train, dict) else math.nan for name in Limits._fields]
     steps, epochs, minutes = (value if value > 0 else None for value in values)
     return Limits(int(steps) if steps else None, epochs, minutes)
 
@@ -200,15 +200,6 @@ def _beginning(path: Path) -> str | None:
         return None
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
-
-
 def _instant(value: Any) -> float:
     """Seconds since 1970, of a number or of ISO 8601."""
     if isinstance(value, str):
@@ -216,4 +207,4 @@ def _instant(value: Any) -> float:
             return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
         except (ValueError, OverflowError, OSError):
             return math.nan
-    return _number(value)
+    return figure(value)

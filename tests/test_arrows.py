@@ -45,7 +45,7 @@ LEFT = {
     "heartbeat": "atomic",
     "run_state": "",
     "claims": "atomic",
-    "runs": "plain_yaml ranking lock model_file run_files",
+    "runs": "plain_yaml ranking journal lock model_file run_files",
     "sweep": "atomic plain_yaml paths config claims runs",
     "sampling": "options data constraints texts",
     "engine": "plain_yaml options model_file data ops texts",

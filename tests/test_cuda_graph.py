@@ -37,6 +37,7 @@ from charrnn.run_directory import RunDirectory
 from charrnn.tasks import load_task
 from charrnn.tasks.lm import LanguageModel
 from charrnn.training import StepReport, Trainer, train
+from tests.test_training import same
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -249,16 +250,6 @@ def test_a_run_of_recorded_steps_is_the_run(settings: Settings, monkeypatch: pyt
     assert not [warning for listener in told for warning in listener.warnings]
     assert [*told[1].nats, *told[2].nats] == told[0].nats
     assert_same_state(settings, *runs)
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def assert_same_state(settings: Settings, *runs: str) -> None:

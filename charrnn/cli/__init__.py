@@ -15,7 +15,7 @@ from typing import NoReturn
 import typer
 
 from charrnn.cli.output import tell
-from charrnn.errors import UserError
+from charrnn.errors import UserError, says_out_of_memory
 from charrnn.exits import TOLD, Exit
 
 # What a command can do with less memory.
@@ -109,13 +109,11 @@ def _explain(error: Exception, less_memory: str) -> tuple[int, list[str]] | None
     """Exit code and lines for an exception that is not a bug. What needs torch to be named is only named where torch is loaded."""
     if isinstance(error, UserError):
         return Exit.MISTAKE, error.lines
-    if isinstance(error, MemoryError):
+    if says_out_of_memory(error):
         return Exit.FAILED, [f"out of memory; {less_memory}"]
     torch, ops = sys.modules.get("torch"), sys.modules.get("charrnn.ops.backends")
     if ops and isinstance(error, ops.UnsupportedBackend):
         return Exit.MISTAKE, [f"model.backend: {error}; set model.backend: auto"]
     if torch and isinstance(error, torch.OutOfMemoryError):
         return Exit.FAILED, [f"the GPU is out of memory; {less_memory}"]
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # how torch says it of a CPU
-        return Exit.FAILED, [f"out of memory; {less_memory}"]
     return None

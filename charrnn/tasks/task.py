@@ -199,7 +199,12 @@ def carry(state: State | None, batch: Batch) -> State | None:
     """Keep the values and cut the graph at a TBPTT window's edge; forget where the text does not continue."""
     if state is None or not batch.continues:
         return None
-    return tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
+    return each(state, Tensor.detach)
+
+
+def each(state: State, change: Callable[[Tensor], Tensor]) -> State:
+    """A state of changed tensors."""
+    return tuple(tuple(change(tensor) for tensor in layer) for layer in state)
 
 
 def shortcomings(corpus: Corpus) -> list[str]:

@@ -226,11 +226,15 @@ def _quoted(text: str) -> str:
     return "$'" + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in written) + "'"
 
 
-class Filler:
-    task = "fill"
+class _OneModel:
+    """A model in PyTorch, under the name that it is called by."""
 
     def __init__(self, called: Called, loaded: Loaded, model: nn.Module) -> None:
         self.called, self._loaded, self._model = called, loaded, model
+
+
+class Filler(_OneModel):
+    task = "fill"
 
     def facts(self) -> Answer:
         return {"characters": len(self._loaded.vocabulary.characters)}
@@ -251,11 +255,8 @@ class Filler:
         }
 
 
-class Classifier:
+class Classifier(_OneModel):
     task = "classify"
-
-    def __init__(self, called: Called, loaded: Loaded, model: nn.Module) -> None:
-        self.called, self._loaded, self._model = called, loaded, model
 
     def facts(self) -> Answer:
         return {"labels": list(self._loaded.labels)}
@@ -275,11 +276,8 @@ class Classifier:
         }
 
 
-class Tagger:
+class Tagger(_OneModel):
     task = "tag"
-
-    def __init__(self, called: Called, loaded: Loaded, model: nn.Module) -> None:
-        self.called, self._loaded, self._model = called, loaded, model
 
     def facts(self) -> Answer:
         return {"labels": list(self._loaded.labels)}
@@ -311,7 +309,7 @@ class Tagger:
         return {"marked": None, "lines": told, "warnings": _of_unknown(c for text in read for c in text if c not in loaded.vocabulary)}
 
 
-class Captioner:
+class Captioner(_OneModel):
     task = "caption"
 
     def __init__(self, called: Called, loaded: Loaded, model: nn.Module) -> None:
@@ -321,7 +319,7 @@ class Captioner:
         if loaded.config.data.images.features is not None:
             raise UserError(f"{loaded.path}: reads ready features, which a page cannot make of a picture; use charrnn caption")
         require_pillow(str(loaded.path))
-        self.called, self._loaded, self._model = called, loaded, model
+        super().__init__(called, loaded, model)
 
     def facts(self) -> Answer:
         return {}
@@ -354,14 +352,14 @@ class Captioner:
         return _of_file(picture, "the picture", told)
 
 
-class Listener:
+class Listener(_OneModel):
     task = "transcribe"
 
     def __init__(self, called: Called, loaded: Loaded, model: nn.Module) -> None:
         from charrnn.data.audio import require_audio
 
         require_audio(str(loaded.path))
-        self.called, self._loaded, self._model = called, loaded, model
+        super().__init__(called, loaded, model)
 
     def facts(self) -> Answer:
         return {}
